@@ -1,0 +1,1 @@
+"""The mutual-TLS client: a connection in one call."""

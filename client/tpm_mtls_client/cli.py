@@ -1,0 +1,8 @@
+"""``tpm-mtls client``."""
+
+import click
+
+
+@click.group()
+def client() -> None:
+    """Placeholder."""

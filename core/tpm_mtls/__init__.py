@@ -1,0 +1,1 @@
+"""The core: what several components of tpm-mtls share."""

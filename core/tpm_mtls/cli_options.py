@@ -1,0 +1,64 @@
+"""Options that several commands share, and the two ways of answering: for a person, or ``--json`` for a script."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tpm_mtls.identity import DEFAULT_FOLDER
+from tpm_mtls.tcti import DEFAULT_TCTI, ENVIRONMENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+def tcti_option(function: F) -> F:
+    """``--tcti``: where the TPM is; passes the text or none to the parameter ``tcti``."""
+    return click.option(
+        "--tcti",
+        metavar="TCTI",
+        help=f"Where the TPM is, such as {DEFAULT_TCTI} or swtpm:port=2321.  [default: ${ENVIRONMENT}, then {DEFAULT_TCTI}]",
+    )(function)
+
+
+def state_dir_option(function: F) -> F:
+    """``--state-dir``: the identity folder; passes a path to the parameter ``state_dir``."""
+    return click.option(
+        "--state-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=DEFAULT_FOLDER,
+        show_default=True,
+        metavar="DIR",
+        help="The device's identity folder.",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """``--json``: passes a bool to the parameter ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Answer as one JSON object on one line.")(function)
+
+
+def auth_option(what: str = "the key's authorization value") -> Callable[[F], F]:
+    """``--auth SOURCE``: passes the text or none to the parameter ``auth``, for `tpm_mtls.authorization`."""
+    return click.option("--auth", metavar="SOURCE", help=f"Where {what} is: prompt, file:PATH or credential:NAME.")
+
+
+def answer(data: Mapping[str, Any], text: str, *, as_json: bool) -> None:
+    """Prints ``data`` as JSON if asked for, else ``text``."""
+    if as_json:
+        import msgspec  # noqa: PLC0415 - only scripts pay for it
+
+        click.echo(msgspec.json.encode(data).decode())
+    else:
+        click.echo(text)
+
+
+def progress(text: str) -> None:
+    """One line of progress on stderr, for a person only: nothing when stderr is no terminal."""
+    if sys.stderr.isatty():
+        click.echo(text, err=True)

@@ -1,0 +1,133 @@
+"""The identity folder: what a device knows about its own TLS identity.
+
+``identity.json``, ``device.key.pem`` (absent for a persistent handle), ``device.cert.pem`` (leaf, then issuing CA) and
+``ca.cert.pem`` (trust anchor). Every file is written atomically, ``identity.json`` last: a folder that has one is
+complete.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from tpm_mtls.errors import IdentityError, KeyReferenceError
+from tpm_mtls.files import make_folder, read_capped, write_atomic
+from tpm_mtls.key_reference import KeyFile, KeyReference, PersistentHandle, parse_key_reference
+
+DEFAULT_FOLDER = Path("/var/lib/tpm-mtls")
+RECORD = "identity.json"
+KEY = "device.key.pem"
+CERTIFICATE = "device.cert.pem"
+TRUST = "ca.cert.pem"
+FORMAT = 1
+
+_RECORD_LIMIT = 16 * 1024  # bytes; the record has a dozen short fields
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a TLS context needs: a key, its certificate chain, and whom to trust.
+
+    Attributes:
+        key: the private key.
+        certificate: PEM file, the leaf first, then its issuers up to the root (the root itself left out).
+        trust: PEM file with the trust anchors for the other side.
+    """
+
+    key: KeyReference
+    certificate: Path
+    trust: Path
+
+
+class IdentityRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``identity.json``.
+
+    Attributes:
+        format: version of this structure.
+        device: the device's name, from its certificate.
+        key: key reference; a relative path is relative to the folder.
+        algorithm: ``ecc-p256``, ``ecc-p384``, ``rsa-2048`` or ``rsa-3072``.
+        key_name: Name of the TLS key in the TPM, hex (part 1, 16: nameAlg and digest of the public area).
+        srk_name: Name of the storage root key, hex: tells a cleared or exchanged TPM from the one that made the key.
+        ek_sha256: SHA-256 of the endorsement key's public area, hex; none when the TPM has not been asked.
+        tpm_vendor: manufacturer, four characters (TPM_PT_MANUFACTURER).
+        tpm_firmware: firmware version as the TPM reports it.
+        reset_count: TPMS_CLOCK_INFO.resetCount when it was enrolled.
+        ca_url: the EST server that issued the certificate, where renewals go.
+        enrolled_by: how the CA was convinced (``token``).
+    """
+
+    format: int = FORMAT
+    device: str
+    key: str
+    algorithm: str
+    key_name: str
+    srk_name: str
+    ek_sha256: str | None = None
+    tpm_vendor: str
+    tpm_firmware: str
+    reset_count: int
+    ca_url: str
+    enrolled_by: str
+
+
+def load_identity(folder: Path = DEFAULT_FOLDER) -> Identity:
+    """The identity in ``folder``, ready for a TLS context.
+
+    Raises:
+        IdentityError: there is none yet, or its record is damaged or of a newer format.
+        StorageError: it cannot be read.
+    """
+    record = load_record(folder)
+    if record is None:
+        raise IdentityError(
+            f"there is no identity in {folder}",
+            hint="enroll the device first: tpm-mtls keygen first-boot --help; or name another folder: --state-dir",
+        )
+    return Identity(key=_key(folder, record), certificate=folder / CERTIFICATE, trust=folder / TRUST)
+
+
+def load_record(folder: Path) -> IdentityRecord | None:
+    """``identity.json`` of ``folder``; none when the device is not enrolled (yet).
+
+    Raises:
+        IdentityError: it is damaged or of a newer format.
+        StorageError: it cannot be read.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    data = read_capped(path, limit=_RECORD_LIMIT)
+    try:
+        record = msgspec.json.decode(data, type=IdentityRecord)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise IdentityError(
+            f"{path} is damaged: {str(error).lower()}", hint="restore it from a backup, or enroll again"
+        ) from error
+    if record.format != FORMAT:
+        raise IdentityError(
+            f"{path} has format {record.format}, expected {FORMAT}", hint="use the tpm-mtls that wrote it"
+        )
+    return record
+
+
+def save_record(folder: Path, record: IdentityRecord) -> None:
+    """Writes ``identity.json`` atomically; the other files must be there already.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    make_folder(folder)
+    write_atomic(folder / RECORD, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n", mode=0o640)
+
+
+def _key(folder: Path, record: IdentityRecord) -> KeyReference:
+    try:
+        key = parse_key_reference(record.key)
+    except KeyReferenceError as error:
+        raise IdentityError(
+            f"{folder / RECORD} is damaged: {error}", hint="restore it from a backup, or enroll again"
+        ) from error
+    return key if isinstance(key, PersistentHandle) else KeyFile(folder / key.path)

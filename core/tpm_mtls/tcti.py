@@ -1,0 +1,53 @@
+"""TCTI strings: where the TPM is."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tpm_mtls.errors import TctiInvalidError, TpmUnavailableError, TpmVersionError
+
+DEFAULT_TCTI = "device:/dev/tpmrm0"
+"""The kernel's resource manager: several programs at once; the provider's own default, /dev/tpm0, admits only one."""
+
+ENVIRONMENT = "TPM_MTLS_TCTI"
+KNOWN = ("device", "swtpm", "mssim", "tabrmd", "cmd", "pcap", "libtpms")
+
+
+def resolve_tcti(explicit: str | None) -> str:
+    """The TCTI string to use: ``explicit``, else the environment's TPM_MTLS_TCTI, else `DEFAULT_TCTI`.
+
+    Raises:
+        TctiInvalidError: it names no known transport.
+        TpmUnavailableError: it is a device file that is not there or may not be opened.
+        TpmVersionError: it is a device that says it is a TPM 1.2.
+    """
+    tcti = explicit or os.environ.get(ENVIRONMENT) or DEFAULT_TCTI
+    name, _, configuration = tcti.partition(":")
+    if name not in KNOWN or re.search(r"[\x00-\x1f]", tcti):
+        raise TctiInvalidError(
+            f"not a TCTI string: {tcti[:80]!r}",
+            hint=f"examples: {DEFAULT_TCTI}, swtpm:port=2321 (known transports: {', '.join(KNOWN)})",
+            tcti=tcti,
+        )
+    if name == "device":
+        _check_device(Path(configuration or "/dev/tpm0"), tcti)
+    return tcti
+
+
+def _check_device(device: Path, tcti: str) -> None:
+    if not device.exists():
+        raise TpmUnavailableError(
+            f"there is no TPM at {device}",
+            hint="is the TPM enabled in the firmware and its driver loaded (ls /dev/tpm*)? "
+            "to try without one: tpm-mtls simulator start --dir D, then --tcti with what it prints",
+            tcti=tcti,
+        )
+    version = Path("/sys/class/tpm", device.name.replace("tpmrm", "tpm"), "tpm_version_major")
+    if version.exists() and version.read_text().strip() == "1":
+        raise TpmVersionError(f"{device} is a TPM 1.2", hint="a TPM 2.0 is needed; some firmware can switch", tcti=tcti)
+    if not os.access(device, os.R_OK | os.W_OK):
+        raise TpmUnavailableError(
+            f"this user may not open {device}", hint="run it as root or as a member of the group tss", tcti=tcti
+        )

@@ -1,0 +1,1 @@
+"""Runs on the device: creates and imports keys, requests, first boot."""

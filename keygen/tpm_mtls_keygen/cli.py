@@ -1,0 +1,8 @@
+"""``tpm-mtls keygen``."""
+
+import click
+
+
+@click.group()
+def keygen() -> None:
+    """Placeholder."""

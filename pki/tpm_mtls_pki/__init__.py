@@ -1,0 +1,1 @@
+"""The CA: profiles, store, revocation, and the EST server."""

@@ -1,0 +1,8 @@
+"""``tpm-mtls pki``."""
+
+import click
+
+
+@click.group()
+def pki() -> None:
+    """Placeholder."""

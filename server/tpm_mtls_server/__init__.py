@@ -1,0 +1,1 @@
+"""The backend: who is calling, and what may they do."""

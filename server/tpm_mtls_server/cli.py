@@ -1,0 +1,8 @@
+"""``tpm-mtls server``."""
+
+import click
+
+
+@click.group()
+def server() -> None:
+    """Placeholder."""

@@ -1,0 +1,52 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import platform
+import ssl
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.tpm import SimulatedTpm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+def pytest_report_header() -> list[str]:
+    swtpm = subprocess.run(["swtpm", "--version"], capture_output=True, text=True, check=False).stdout
+    return [f"python {platform.python_version()}, {ssl.OPENSSL_VERSION}", swtpm.split("\n", maxsplit=1)[0]]
+
+
+@pytest.fixture
+def make_tpm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., SimulatedTpm]]:
+    """Makes running simulated TPMs; at the end of the test none may hold leaked objects or sessions."""
+    made: list[SimulatedTpm] = []
+
+    def make(*, ek_certificates: bool = False) -> SimulatedTpm:
+        tpm = SimulatedTpm(tmp_path_factory.mktemp("tpm"), ek_certificates=ek_certificates)
+        made.append(tpm)
+        return tpm
+
+    yield make
+    try:
+        for tpm in made:
+            tpm.assert_nothing_leaked()
+    finally:
+        for tpm in made:
+            tpm.stop()
+
+
+@pytest.fixture
+def tpm(make_tpm: Callable[..., SimulatedTpm]) -> SimulatedTpm:
+    """A running simulated TPM without endorsement-key certificates (starts in 0.1 s)."""
+    return make_tpm()
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    """An identity folder that does not exist yet."""
+    return tmp_path / "state"

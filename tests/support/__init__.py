@@ -1,0 +1,1 @@
+"""What tests share: simulated TPMs, outside tools, peers."""
