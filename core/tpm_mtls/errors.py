@@ -23,7 +23,8 @@
      ├─ PeerError                            6    the other side of a connection
      │   ├─ PeerUnreachableError
      │   ├─ PeerUntrustedError                    its chain or its name does not verify
-     │   └─ HandshakeError                        TLS failed, or the peer refused our certificate
+     │   ├─ HandshakeError                        TLS failed, or the peer refused our certificate
+     │   └─ ResponseError                         its answer is malformed, cut off or too large
      ├─ RequestRefusedError                  7    the peer answered, with an HTTP error status
      │   └─ TokenRefusedError                     the bootstrap token is wrong, used or expired
      ├─ StorageError                         8    a file or folder cannot be read or written
@@ -175,6 +176,10 @@ class PeerUntrustedError(PeerError):
 
 class HandshakeError(PeerError):
     """TLS failed, or the peer refused our certificate."""
+
+
+class ResponseError(PeerError):
+    """The peer's answer is malformed, cut off or too large."""
 
 
 class RequestRefusedError(TpmMtlsError):
