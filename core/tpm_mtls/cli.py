@@ -90,10 +90,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("tpm-mtls: interrupted", err=True)
         return 130
-    except BrokenPipeError:
-        # the reader of our output has gone (`| head`); keep the interpreter from complaining at its exit
-        sys.stdout = None
-        return 0
     except Exception as error:  # noqa: BLE001 - the last handler: a user never sees a traceback unasked
         _complain(
             f"internal: {type(error).__name__}: {error}",

@@ -15,8 +15,12 @@ ENVIRONMENT = "TPM_MTLS_TCTI"
 KNOWN = ("device", "swtpm", "mssim", "tabrmd", "cmd", "pcap", "libtpms")
 
 
-def resolve_tcti(explicit: str | None) -> str:
+def resolve_tcti(explicit: str | None, *, kernel: Path = Path("/sys/class/tpm")) -> str:
     """The TCTI string to use: ``explicit``, else the environment's TPM_MTLS_TCTI, else `DEFAULT_TCTI`.
+
+    Args:
+        explicit: what the user gave, if anything.
+        kernel: folder in which the kernel describes its TPM devices.
 
     Raises:
         TctiInvalidError: it names no known transport.
@@ -32,11 +36,11 @@ def resolve_tcti(explicit: str | None) -> str:
             tcti=tcti,
         )
     if name == "device":
-        _check_device(Path(configuration or "/dev/tpm0"), tcti)
+        _check_device(Path(configuration or "/dev/tpm0"), tcti, kernel)
     return tcti
 
 
-def _check_device(device: Path, tcti: str) -> None:
+def _check_device(device: Path, tcti: str, kernel: Path) -> None:
     if not device.exists():
         raise TpmUnavailableError(
             f"there is no TPM at {device}",
@@ -44,7 +48,7 @@ def _check_device(device: Path, tcti: str) -> None:
             "to try without one: tpm-mtls simulator start --dir D, then --tcti with what it prints",
             tcti=tcti,
         )
-    version = Path("/sys/class/tpm", device.name.replace("tpmrm", "tpm"), "tpm_version_major")
+    version = kernel / device.name.replace("tpmrm", "tpm") / "tpm_version_major"
     if version.exists() and version.read_text().strip() == "1":
         raise TpmVersionError(f"{device} is a TPM 1.2", hint="a TPM 2.0 is needed; some firmware can switch", tcti=tcti)
     if not os.access(device, os.R_OK | os.W_OK):

@@ -1,0 +1,156 @@
+"""Files are read with a cap and written so that a crash leaves the old or the new."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tpm_mtls.errors import PemError, StorageError, StorageFullError
+from tpm_mtls.files import check_private, make_folder, read_capped, remove_file, storage_errors, write_atomic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_file_up_to_the_limit_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 100)
+    assert read_capped(path, limit=100) == b"x" * 100
+
+
+def test_a_larger_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 101)
+    with pytest.raises(PemError, match="is larger than 100 bytes"):
+        read_capped(path, limit=100)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match=r"cannot read .*pipe: invalid argument"):
+        read_capped(tmp_path / "pipe")
+
+
+def test_a_folder_is_refused_as_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="is a directory") as caught:
+        read_capped(tmp_path)
+    assert caught.value.hint == "that is a folder; name a file"
+    assert caught.value.path == str(tmp_path)
+
+
+def test_a_written_file_has_its_content_and_exactly_its_mode(tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        write_atomic(tmp_path / "file", b"new", mode=0o644)
+    finally:
+        os.umask(old)
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+
+
+def test_a_private_file_is_never_readable_by_others_even_with_an_open_umask(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        write_atomic(tmp_path / "file", b"secret", mode=0o600)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def test_a_full_disk_leaves_the_old_content_and_no_temporary_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from tpm_mtls.files import write_atomic\n"
+        "from tpm_mtls.errors import StorageFullError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: write_atomic(Path(sys.argv[1]), b'n' * 2000)\n"
+        "except StorageFullError as error: sys.exit(error.hint)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "make room on that file system, then run the command again"
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_path_through_a_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="not a directory"):
+        write_atomic(tmp_path / "file" / "below", b"x")
+
+
+def test_an_unforeseen_error_still_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot read .*: something odd") as caught, storage_errors(tmp_path, "read"):
+        raise OSError("Something odd")
+    assert caught.value.hint == "check the file system"
+
+
+def test_enospc_is_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(StorageFullError), storage_errors(tmp_path, "write"):
+        raise OSError(28, "No space left on device")
+
+
+def test_removing_is_idempotent(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    remove_file(tmp_path / "file")
+    remove_file(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_folder_gets_its_mode_and_an_old_one_keeps_it(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o750
+    (tmp_path / "a" / "b").chmod(0o700)
+    make_folder(tmp_path / "a" / "b")
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"cannot make .*file/folder"):
+        make_folder(tmp_path / "file" / "folder")
+
+
+def test_a_folder_that_may_not_be_written_is_refused_for_an_ordinary_user(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == os.geteuid() and str(parent) != "/":
+            parent.chmod(parent.stat().st_mode | 0o011)
+    (tmp_path / "closed").mkdir(mode=0o555)
+    code = (
+        "import os, sys; from pathlib import Path; from tpm_mtls.files import make_folder\n"
+        "from tpm_mtls.errors import StorageError\n"
+        "if os.geteuid() == 0: os.setuid(65534)\n"
+        "try: make_folder(Path(sys.argv[1]))\n"
+        "except StorageError as error: sys.exit(str(error))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "closed")], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == f"cannot make {tmp_path / 'closed'}: permission denied"
+
+
+def test_a_private_file_passes_and_one_that_others_read_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(b"")
+    path.chmod(0o600)
+    check_private(path)
+    path.chmod(0o640)
+    with pytest.raises(StorageError, match=r"can be read by other users \(mode 0640\)") as caught:
+        check_private(path)
+    assert caught.value.hint == f"chmod 600 {path}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_private_file_of_another_user_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(b"")
+    path.chmod(0o600)
+    os.chown(path, 12345, 0)
+    with pytest.raises(StorageError, match=r"belongs to another user \(uid 12345\)"):
+        check_private(path)

@@ -1,0 +1,69 @@
+"""Where the TPM is: the option, then the environment, then the kernel's resource manager."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tpm_mtls.errors import TctiInvalidError, TpmUnavailableError, TpmVersionError
+from tpm_mtls.tcti import DEFAULT_TCTI, resolve_tcti
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TPM_MTLS_TCTI", "swtpm:port=1")
+    assert resolve_tcti("swtpm:port=2") == "swtpm:port=2"
+    assert resolve_tcti(None) == "swtpm:port=1"
+
+
+@pytest.mark.parametrize("tcti", ["nonsense", "swtmp:port=1", "swtpm:port=1\nx", ":", "/dev/tpm0"])
+def test_an_unknown_transport_is_refused_with_examples(tcti: str) -> None:
+    with pytest.raises(TctiInvalidError, match="not a TCTI string") as caught:
+        resolve_tcti(tcti)
+    assert DEFAULT_TCTI in caught.value.hint
+    assert caught.value.tcti == tcti
+
+
+def test_a_missing_device_says_how_to_go_on(tmp_path: Path) -> None:
+    with pytest.raises(TpmUnavailableError, match=r"there is no TPM at .*tpm9") as caught:
+        resolve_tcti(f"device:{tmp_path}/tpm9")
+    assert "simulator start" in caught.value.hint
+
+
+def test_a_device_file_that_is_there_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "tpm9").touch()
+    assert resolve_tcti(f"device:{tmp_path}/tpm9") == f"device:{tmp_path}/tpm9"
+
+
+def test_a_device_that_this_user_may_not_open_says_who_may(tmp_path: Path) -> None:
+    device = tmp_path / "tpm9"
+    device.touch()
+    device.chmod(0)
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == os.geteuid() and str(parent) != "/":
+            parent.chmod(parent.stat().st_mode | 0o011)
+    tmp_path.chmod(0o755)
+    code = (
+        "import os, sys; from tpm_mtls.tcti import resolve_tcti; from tpm_mtls.errors import TpmUnavailableError\n"
+        "if os.geteuid() == 0: os.setuid(65534)\n"
+        "try: resolve_tcti(sys.argv[1])\n"
+        "except TpmUnavailableError as error: sys.exit(str(error) + '; ' + error.hint)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, f"device:{device}"], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == f"this user may not open {device}; run it as root or as a member of the group tss"
+
+
+def test_a_tpm_1_2_is_recognised_by_what_the_kernel_says(tmp_path: Path) -> None:
+    (tmp_path / "tpmrm9").touch()
+    (tmp_path / "sys" / "tpm9").mkdir(parents=True)
+    (tmp_path / "sys" / "tpm9" / "tpm_version_major").write_text("1\n")
+    with pytest.raises(TpmVersionError, match=r"is a TPM 1\.2"):
+        resolve_tcti(f"device:{tmp_path}/tpmrm9", kernel=tmp_path / "sys")
+    (tmp_path / "sys" / "tpm9" / "tpm_version_major").write_text("2\n")
+    assert resolve_tcti(f"device:{tmp_path}/tpmrm9", kernel=tmp_path / "sys")
