@@ -1,0 +1,17 @@
+"""Commands to a TPM: the only place that sends any (ESAPI of libtss2, through tpm2-pytss).
+
+    with open_tpm(tcti) as tpm:
+        key = tpm.srk.create_key(KeyAlgorithm.ECC_P256)
+        tpm.persist(key, 0x81000100)
+        signature = tpm.sign(key, digest, hash_name="sha256")
+
+Everything that was loaded is flushed when the block ends, whatever ends it. Authorization values travel to the TPM as
+password authorizations, in the clear on its bus: an HMAC session with parameter encryption would cost two commands more
+for each use (StartAuthSession, and a ReadPublic for the Name), which the command budget does not have.
+A process that uses this module never loads OpenSSL's tpm2 provider.
+"""
+
+from tpm_mtls.tpm.connection import LoadedKey, PersistentObject, Tpm, TpmFacts, open_tpm
+from tpm_mtls.tpm.storage_root import SRK_HANDLE, StorageRootKey
+
+__all__ = ["SRK_HANDLE", "LoadedKey", "PersistentObject", "StorageRootKey", "Tpm", "TpmFacts", "open_tpm"]

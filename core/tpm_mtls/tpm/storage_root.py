@@ -1,0 +1,111 @@
+"""The storage root key (SRK): parent of every key that this project makes.
+
+At 0x81000001: Registry of Reserved TPM 2.0 Handles and Localities 1.1, table 2; TCG TPM v2.0 Provisioning Guidance 1.0
+rev 1.0, table 2. It is made if absent. Whatever storage key sits there is used, an RSA one too; anything else is left
+alone and named.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from tpm_mtls.errors import HandleNotFoundError, HandleOccupiedError, TpmRefusedError
+from tpm_mtls.tpm.templates import signing_template, storage_root_template
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tpm_mtls.authorization import Secret
+    from tpm_mtls.structures import KeyAlgorithm, PublicArea
+    from tpm_mtls.tpm.connection import LoadedKey, Tpm
+
+SRK_HANDLE = 0x81000001
+
+_R = TypeVar("_R")
+
+
+class StorageRootKey:
+    """The SRK of an open TPM; `Tpm.srk` is the one to use.
+
+    It is used without looking at it first (each look is a command). Only when the TPM answers that nothing is there it
+    is created, and only when the TPM refuses it, it is read to say why.
+    """
+
+    def __init__(self, tpm: Tpm) -> None:
+        self._tpm = tpm
+        self._known_absent = False
+        self._public: PublicArea | None = None
+
+    def read(self) -> PublicArea | None:
+        """Its public area, none when there is no SRK (yet); one command the first time.
+
+        Raises:
+            HandleOccupiedError: what sits at its handle is no storage key.
+        """
+        if self._public is None and not self._known_absent:
+            try:
+                public = self._tpm.read_public(SRK_HANDLE).public
+            except HandleNotFoundError:
+                self._known_absent = True
+                return None
+            _check(public)
+            self._public = public
+        return self._public
+
+    def ensure(self) -> PublicArea:
+        """Its public area; creates it and makes it persistent if it is absent (three commands).
+
+        Raises:
+            HandleOccupiedError: what sits at its handle is no storage key.
+            AuthorizationError: the owner hierarchy has another authorization value.
+        """
+        return self.read() or self._create()
+
+    def create_key(self, algorithm: KeyAlgorithm, *, authorization: Secret | None = None) -> LoadedKey:
+        """A new TLS key under it, loaded.
+
+        Raises:
+            AlgorithmUnsupportedError: this TPM does not have ``algorithm``.
+            HandleOccupiedError: what sits at the SRK's handle is no storage key.
+            AuthorizationError: the SRK has another authorization value (or, to create it, the owner hierarchy).
+        """
+        template = signing_template(algorithm, with_authorization=authorization is not None)
+        return self._use(lambda: self._tpm.create_child(SRK_HANDLE, template, authorization))
+
+    def load(self, public: PublicArea, private: bytes, *, authorization: Secret | None = None) -> LoadedKey:
+        """A key that was made under it, loaded again.
+
+        Raises:
+            ForeignKeyError: it was made by another TPM, or this one was cleared since.
+        """
+        return self._tpm.load(SRK_HANDLE, public, private, authorization)
+
+    def _use(self, command: Callable[[], _R]) -> _R:
+        if self._known_absent:
+            self._create()
+        try:
+            return command()
+        except HandleNotFoundError:
+            self._create()
+            return command()
+        except TpmRefusedError:
+            if self._public is None:
+                self.read()  # a better reason, where what sits there is no storage key
+            raise
+
+    def _create(self) -> PublicArea:
+        with self._tpm.create_primary(storage_root_template()) as primary:
+            self._tpm.persist(primary, SRK_HANDLE)
+            self._public = primary.public
+        self._known_absent = False
+        return primary.public
+
+
+def _check(public: PublicArea) -> None:
+    if not public.is_storage_key:
+        raise HandleOccupiedError(
+            f"the storage root key's handle {SRK_HANDLE:#010x} holds something else: {public.algorithm} with "
+            f"{', '.join(public.attribute_words)}",
+            hint=f"find out whose it is; if nobody needs it, remove it: tpm2_evictcontrol -C o -c {SRK_HANDLE:#010x}",
+            handle=SRK_HANDLE,
+        )

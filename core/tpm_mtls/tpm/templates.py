@@ -1,0 +1,90 @@
+"""Templates from which the TPM makes keys: marshalled TPMT_PUBLIC structures (TPM 2.0 Library part 2, 12.2.4)."""
+
+from __future__ import annotations
+
+from tpm2_pytss.constants import TPM2_ALG, TPM2_ECC, TPMA_OBJECT
+from tpm2_pytss.types import (
+    TPMS_ECC_PARMS,
+    TPMS_ECC_POINT,
+    TPMS_RSA_PARMS,
+    TPMT_ECC_SCHEME,
+    TPMT_KDF_SCHEME,
+    TPMT_PUBLIC,
+    TPMT_RSA_SCHEME,
+    TPMT_SYM_DEF_OBJECT,
+    TPMU_PUBLIC_ID,
+    TPMU_PUBLIC_PARMS,
+    TPMU_SYM_KEY_BITS,
+    TPMU_SYM_MODE,
+)
+
+from tpm_mtls.structures import Attribute, KeyAlgorithm
+
+_COORDINATE = bytes(32)
+
+_CURVES = {KeyAlgorithm.ECC_P256: TPM2_ECC.NIST_P256, KeyAlgorithm.ECC_P384: TPM2_ECC.NIST_P384}
+_RSA_BITS = {KeyAlgorithm.RSA_2048: 2048, KeyAlgorithm.RSA_3072: 3072}
+
+BORN_INSIDE = Attribute.FIXEDTPM | Attribute.FIXEDPARENT | Attribute.SENSITIVEDATAORIGIN
+
+
+def storage_root_template() -> bytes:
+    """The ECC P-256 storage root key.
+
+    TCG TPM v2.0 Provisioning Guidance 1.0 rev 1.0, 7.5.1: the endorsement key's template L-2 (TCG EK Credential Profile
+    2.5, B.3.4: AES-128-CFB, SHA-256, coordinates of 32 zero bytes) with userWithAuth and noDA and without a policy.
+    """
+    public = _ecc(
+        TPM2_ECC.NIST_P256,
+        BORN_INSIDE | Attribute.USERWITHAUTH | Attribute.NODA | Attribute.RESTRICTED | Attribute.DECRYPT,
+        TPMT_SYM_DEF_OBJECT(
+            algorithm=TPM2_ALG.AES, keyBits=TPMU_SYM_KEY_BITS(aes=128), mode=TPMU_SYM_MODE(aes=TPM2_ALG.CFB)
+        ),
+    )
+    public.unique = TPMU_PUBLIC_ID(ecc=TPMS_ECC_POINT(x=_COORDINATE, y=_COORDINATE))
+    return bytes(public.marshal())
+
+
+def signing_template(algorithm: KeyAlgorithm, *, with_authorization: bool) -> bytes:
+    """A TLS key: signs whatever it is given (TLS hashes outside the TPM), with any scheme of its algorithm.
+
+    Args:
+        algorithm: kind and size.
+        with_authorization: whether it has an authorization value, which dictionary-attack protection then guards.
+    """
+    attributes = BORN_INSIDE | Attribute.SIGN | Attribute.USERWITHAUTH
+    if not with_authorization:
+        attributes |= Attribute.NODA
+    none = TPMT_SYM_DEF_OBJECT(algorithm=TPM2_ALG.NULL)
+    if algorithm.is_ecc:
+        return bytes(_ecc(_CURVES[algorithm], attributes, none).marshal())
+    return bytes(_rsa(_RSA_BITS[algorithm], attributes, none).marshal())
+
+
+def _ecc(curve: int, attributes: Attribute, symmetric: TPMT_SYM_DEF_OBJECT) -> TPMT_PUBLIC:
+    return TPMT_PUBLIC(
+        type=TPM2_ALG.ECC,
+        nameAlg=TPM2_ALG.SHA256,
+        objectAttributes=TPMA_OBJECT(int(attributes)),
+        parameters=TPMU_PUBLIC_PARMS(
+            eccDetail=TPMS_ECC_PARMS(
+                symmetric=symmetric,
+                scheme=TPMT_ECC_SCHEME(scheme=TPM2_ALG.NULL),
+                curveID=curve,
+                kdf=TPMT_KDF_SCHEME(scheme=TPM2_ALG.NULL),
+            )
+        ),
+    )
+
+
+def _rsa(bits: int, attributes: Attribute, symmetric: TPMT_SYM_DEF_OBJECT) -> TPMT_PUBLIC:
+    return TPMT_PUBLIC(
+        type=TPM2_ALG.RSA,
+        nameAlg=TPM2_ALG.SHA256,
+        objectAttributes=TPMA_OBJECT(int(attributes)),
+        parameters=TPMU_PUBLIC_PARMS(
+            rsaDetail=TPMS_RSA_PARMS(
+                symmetric=symmetric, scheme=TPMT_RSA_SCHEME(scheme=TPM2_ALG.NULL), keyBits=bits, exponent=0
+            )
+        ),
+    )

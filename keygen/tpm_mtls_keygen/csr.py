@@ -1,0 +1,50 @@
+"""Certificate requests (PKCS #10, RFC 2986), signed inside the TPM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from tpm_mtls.errors import UsageError
+from tpm_mtls_keygen.signer import signature_hash, signer_for
+
+if TYPE_CHECKING:
+    from tpm_mtls.tpm import Tpm
+    from tpm_mtls_keygen.keys import TpmKey
+
+NAME_LIMIT = 64
+"""Characters of a commonName: RFC 5280, appendix A.1 (ub-common-name)."""
+
+
+def build_csr(tpm: Tpm, key: TpmKey, *, common_name: str | None = None) -> bytes:
+    """A certificate request for ``key``, DER; one command (Sign).
+
+    It asks for no extensions: the CA knows what it wants to issue, and takes nothing but the public key from here.
+
+    Args:
+        tpm: the open TPM that holds the key.
+        key: from `create_key` or `load_key`.
+        common_name: the subject's only attribute; an empty subject without it.
+
+    Raises:
+        CredentialError: the key's algorithm is none that certificates are made for.
+        UsageError: ``common_name`` is too long or not printable.
+        AuthorizationError: the key has another authorization value.
+        TpmLockoutError: too many wrong ones were tried.
+    """
+    signer = signer_for(tpm, key.loaded)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_subject(common_name))
+    return builder.sign(signer, signature_hash(signer.algorithm)).public_bytes(Encoding.DER)
+
+
+def _subject(common_name: str | None) -> x509.Name:
+    if common_name is None:
+        return x509.Name([])
+    if not 0 < len(common_name) <= NAME_LIMIT or not common_name.isprintable():
+        raise UsageError(
+            f"a common name has 1 to {NAME_LIMIT} printable characters", hint="give the device's name, or leave it out"
+        )
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
