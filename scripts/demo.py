@@ -1,0 +1,342 @@
+"""The whole story, told by the commands that a user would type: from no key at all to a request signed inside a TPM.
+
+./run demo [--tcti device:/dev/tpmrm0] [--keep DIR]
+
+Without ``--tcti`` the device's TPM is a simulated one. Everything lies in one temporary folder, which is removed at the
+end; on a real TPM the key that was made is removed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpm_mtls.trace import read_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEVICE = "sensor-17"
+SECOND_DEVICE = "sensor-18"
+_SERVICE_START = 20.0  # seconds until a service must have said where it listens
+
+
+class DemoFailedError(Exception):
+    """A step did not do what the story says."""
+
+
+class Narrator:
+    """Prints the story: colours on a terminal only."""
+
+    def __init__(self) -> None:
+        self._colour = sys.stdout.isatty()
+        self._chapter = 0
+
+    def chapter(self, title: str, text: str = "") -> None:
+        """A numbered heading, and what is about to happen."""
+        self._chapter += 1
+        self._print(f"\n{self._styled('1', f'{self._chapter}. {title}')}")
+        for line in textwrap.wrap(text, width=100):
+            self._print(f"   {line}")
+
+    def command(self, words: list[str]) -> None:
+        """The command that runs now, as one would type it."""
+        shown = " ".join(word if word.replace("-", "").isalnum() else _quoted(word) for word in words)
+        self._print(f"   {self._styled('36', '$ ' + shown)}")
+
+    def output(self, text: str) -> None:
+        """What it answered."""
+        for line in text.rstrip().splitlines():
+            self._print(f"     {line}")
+
+    def proof(self, text: str) -> None:
+        """What has just been shown."""
+        self._print(f"   {self._styled('32', '✓')} {text}")
+
+    def _styled(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
+
+    def _print(self, line: str) -> None:
+        print(line, flush=True)
+
+
+def _quoted(word: str) -> str:
+    return word if all(character.isalnum() or character in "-_./:=,%@" for character in word) else f"'{word}'"
+
+
+class Demo:
+    """One run of the story in the folder ``folder``."""
+
+    def __init__(self, folder: Path, tcti: str | None) -> None:
+        self.folder = folder
+        self.tell = Narrator()
+        self._given_tcti = tcti
+        self._services = contextlib.ExitStack()
+        self._passphrase = f"file:{self._private_file('passphrase', secrets.token_urlsafe(24))}"
+        self.tcti = tcti or ""
+
+    def run(self) -> None:
+        """Tells the story from its beginning to its end."""
+        with self._services:
+            self._the_tpm()
+            ca = self._the_ca()
+            self._first_boot(ca, DEVICE, "device", "persistent")
+            backend = self._the_backend(ca)
+            self._a_request(backend)
+            self._signed_in_the_tpm(backend)
+            self._a_copy_is_useless(ca, backend)
+            self._revoked(backend)
+            self._nothing_on_disk()
+        if self._given_tcti:
+            self._remove_key()
+
+    def _the_tpm(self) -> None:
+        if self._given_tcti:
+            self.tell.chapter("The device's TPM", f"A real one: {self._given_tcti}.")
+            return
+        self.tell.chapter(
+            "The device's TPM",
+            "No chip is needed for this story: swtpm simulates one, with an endorsement key and its maker's certificate.",
+        )
+        self.tcti = self._start_simulator("tpm")
+
+    def _the_ca(self) -> str:
+        self.tell.chapter(
+            "A CA",
+            "A root, an issuing CA, and an EST server (RFC 7030) where devices ask for certificates. "
+            "A bootstrap token, good for one certificate, names the device.",
+        )
+        self._run("pki", "init", "--ca-dir", "ca", "--name", "Demo", "--passphrase", self._passphrase)
+        for device in (DEVICE, SECOND_DEVICE):
+            self._run("pki", "token", "create", "--ca-dir", "ca", "--device", device, "--out", f"{device}.token")
+        return self._serve(
+            "pki", "serve", "--ca-dir", "ca", "--passphrase", self._passphrase, "--listen", "127.0.0.1:0"
+        )
+
+    def _first_boot(self, ca: str, device: str, state: str, key: str) -> None:
+        if key == "persistent":
+            self.tell.chapter(
+                "The device's first boot",
+                "The TPM makes a key that never leaves it, signs a request with it, and the CA answers with a "
+                "certificate. A second run changes nothing.",
+            )
+        self._run(
+            *("keygen", "first-boot", "--state-dir", state, "--tcti", self.tcti, "--ca", ca),
+            *("--token-file", f"{device}.token", "--trust", "ca/root.cert.pem", "--key", key),
+        )
+        if key == "persistent":
+            self._run("keygen", "status", "--state-dir", state)
+
+    def _the_backend(self, ca: str) -> str:
+        self.tell.chapter(
+            "The backend", "It asks every caller for a certificate of this CA and reads its revocation list."
+        )
+        self._run(
+            *("pki", "issue", "--ca-dir", "ca", "--passphrase", self._passphrase, "--profile", "server"),
+            *("--name", "localhost", "--ip", "127.0.0.1", "--new-key", "backend.key.pem", "--out", "backend.cert.pem"),
+        )
+        return self._serve(
+            *("server", "run", "--listen", "127.0.0.1:0", "--cert", "backend.cert.pem", "--key", "backend.key.pem"),
+            *("--client-ca", "ca/root.cert.pem", "--crl", "ca/crl.pem", "--database", "sqlite:///telemetry.sqlite"),
+        )
+
+    def _a_request(self, backend: str) -> None:
+        self.tell.chapter(
+            "A request",
+            "Mutual TLS: the server proves who it is to the client, and the client proves who it is with its TPM's key.",
+        )
+        self._client("get", f"{backend}/whoami")
+        (self.folder / "reading.json").write_text(json.dumps({"temperature": 21.5}))
+        self._client("post", f"{backend}/telemetry", "--data-file", "reading.json")
+
+    def _signed_in_the_tpm(self, backend: str) -> None:
+        self.tell.chapter(
+            "Proof: the handshake's signature was made in the TPM",
+            "libtss2 itself writes down every command that the client sends to the TPM (its pcap transport).",
+        )
+        capture = self.folder / "capture.pcapng"
+        self._client("get", f"{backend}/whoami", tcti=f"pcap:{self.tcti}", environment={"TCTI_PCAP_FILE": str(capture)})
+        commands = read_trace(capture)
+        for command in commands:
+            self.tell.output(f"TPM2_{command.name:<16} {(command.seconds or 0) * 1000:7.2f} ms")
+        signatures = [command for command in commands if command.name == "Sign" and command.response == 0]
+        self._expect(len(signatures) == 1, f"expected one TPM2_Sign, saw {len(signatures)}")
+        self.tell.proof("one TPM2_Sign, between the client's connection and the server's answer")
+
+    def _a_copy_is_useless(self, ca: str, backend: str) -> None:
+        self.tell.chapter(
+            "Proof: a copied key file is useless",
+            "A second device keeps its key in a file (TSS2 PRIVATE KEY) instead of the chip's memory. Its whole folder is "
+            "copied to a machine with another TPM.",
+        )
+        self._first_boot(ca, SECOND_DEVICE, "second", "tss2")
+        self._client("get", f"{backend}/whoami", state="second")
+        shutil.copytree(self.folder / "second", self.folder / "stolen")
+        thief = self._start_simulator("thiefs-tpm")
+        # the other TPM has a storage key too: only the seed inside the chip differs
+        self._run("keygen", "create", "--tcti", thief, "--out", "thief.key.pem")
+        self._client("get", f"{backend}/whoami", state="stolen", tcti=thief, expect=4)
+        self.tell.proof("the other TPM refuses the key")
+
+    def _revoked(self, backend: str) -> None:
+        self.tell.chapter("Proof: a revoked certificate is refused at the next request")
+        self._run(
+            "pki", "revoke", "--ca-dir", "ca", "--passphrase", self._passphrase, "--device", SECOND_DEVICE, "--reason",
+            "keyCompromise",
+        )  # fmt: skip
+        self._client("get", f"{backend}/whoami", state="second", expect=7)
+        self._client("get", f"{backend}/healthz")
+        self.tell.proof("the revoked device is refused, the other one goes on")
+
+    def _nothing_on_disk(self) -> None:
+        self.tell.chapter(
+            "Proof: the client's key is nowhere on disk in the clear",
+            "openssl looks for a private key in each file of both identity folders. (The folders of the simulated TPMs "
+            "play the chips, so they do not count.)",
+        )
+        for path in sorted([*(self.folder / "device").iterdir(), *(self.folder / "second").iterdir()]):
+            found = subprocess.run(
+                ["openssl", "pkey", "-in", str(path), "-noout", "-passin", "pass:"],
+                capture_output=True,
+                check=False,
+                env={"PATH": os.environ["PATH"]},
+            )
+            self._expect(found.returncode != 0, f"{path} holds a private key")
+            self.tell.output(f"{path.relative_to(self.folder)!s:<28} {_what_is(path)}")
+        self.tell.proof("no file holds a private key")
+
+    def _remove_key(self) -> None:
+        record = json.loads((self.folder / "device" / "identity.json").read_text())
+        self.tell.chapter("Afterwards", "The key that this story made is removed from the TPM again.")
+        handle = record["key"].removeprefix("handle:")
+        self._run("keygen", "remove", "--tcti", self.tcti, "--handle", handle, "--yes")
+
+    def _client(
+        self,
+        verb: str,
+        url: str,
+        *arguments: str,
+        state: str = "device",
+        tcti: str | None = None,
+        expect: int = 0,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self._run(
+            *("client", verb, url, "--state-dir", state, "--tcti", tcti or self.tcti, *arguments),
+            expect=expect,
+            environment=environment,
+        )
+
+    def _run(self, *arguments: str, expect: int = 0, environment: dict[str, str] | None = None) -> str:
+        self.tell.command(["tpm-mtls", *arguments])
+        done = subprocess.run(
+            [sys.executable, "-m", "tpm_mtls", *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | (environment or {}),
+            timeout=120,
+        )
+        self.tell.output(done.stdout + done.stderr)
+        self._expect(done.returncode == expect, f"expected exit status {expect}, got {done.returncode}")
+        return done.stdout.strip()
+
+    def _start_simulator(self, name: str) -> str:
+        tcti = self._run("simulator", "start", "--dir", name)
+        stop = [sys.executable, "-m", "tpm_mtls", "simulator", "stop", "--dir", str(self.folder / name)]
+        self._services.callback(subprocess.run, stop, check=False, stdout=subprocess.DEVNULL)
+        return tcti
+
+    def _serve(self, *arguments: str) -> str:
+        """Starts a service; returns the URL that it prints once it listens."""
+        self.tell.command(["tpm-mtls", *arguments, "&"])
+        log = (self.folder / f"{arguments[0]}.log").open("w")
+        self._services.callback(log.close)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tpm_mtls", *arguments],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        self._services.callback(_end, process)
+        if process.stdout is None:
+            raise DemoFailedError("no pipe to the service")
+        url = process.stdout.readline().strip()
+        self._expect(url.startswith("https://"), f"{arguments[0]} did not start: {Path(log.name).read_text()}")
+        self.tell.output(url)
+        return url
+
+    def _private_file(self, name: str, content: str) -> str:
+        path = self.folder / name
+        path.touch(mode=0o600)
+        path.write_text(content)
+        return name
+
+    @staticmethod
+    def _expect(condition: bool, otherwise: str) -> None:  # noqa: FBT001 - an assertion that stays with python -O
+        if not condition:
+            raise DemoFailedError(otherwise)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=_SERVICE_START)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _what_is(path: Path) -> str:
+    first = path.read_bytes().split(b"\n", 1)[0].decode(errors="replace")
+    if "TSS2 PRIVATE KEY" in first:
+        return "a key that only its own TPM can use"
+    return first.strip("-").removeprefix("BEGIN ").lower() if first.startswith("-----") else "a record"
+
+
+@contextlib.contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    if keep is not None:
+        keep.mkdir(parents=True)
+        yield keep.absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="tpm-mtls-demo-") as folder:
+        yield Path(folder)
+
+
+def main() -> int:
+    """Runs the demo; 0 when every step did what the story says."""
+    parser = argparse.ArgumentParser(prog="./run demo", description="The whole story on a simulated TPM, or on yours.")
+    parser.add_argument("--tcti", help="a real TPM, such as device:/dev/tpmrm0")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep everything in this new folder")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    with _folder(arguments.keep) as folder:
+        try:
+            Demo(folder, arguments.tcti).run()
+        except DemoFailedError as error:
+            print(f"tpm-mtls: error: the demo stopped: {error}", file=sys.stderr)
+            print("tpm-mtls: hint: run it with --keep DIR and look at the logs there", file=sys.stderr)
+            return 1
+    print(f"\nAll of it in {time.monotonic() - started:.0f} seconds.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
