@@ -40,6 +40,11 @@ def build_csr(tpm: Tpm, key: TpmKey, *, common_name: str | None = None) -> bytes
     return builder.sign(signer, signature_hash(signer.algorithm)).public_bytes(Encoding.DER)
 
 
+def csr_pem(request: bytes) -> bytes:
+    """A request in PEM, from DER."""
+    return x509.load_der_x509_csr(request).public_bytes(Encoding.PEM)
+
+
 def _subject(common_name: str | None) -> x509.Name:
     if common_name is None:
         return x509.Name([])

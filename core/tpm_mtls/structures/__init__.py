@@ -4,7 +4,7 @@ Everything here is pure: bytes in, frozen values out. Nothing sends a command. S
 (libtss2's unmarshalling), which nobody else but `tpm_mtls.tpm` imports.
 """
 
-from tpm_mtls.structures.algorithms import KeyAlgorithm
+from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.structures.public_area import Attribute, PublicArea, parse_public_area
 from tpm_mtls.structures.tss2_key import Tss2Key, parse_tss2_pem
 

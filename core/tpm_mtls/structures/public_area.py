@@ -15,7 +15,8 @@ from tpm2_pytss.TSS2_Exception import TSS2_Exception
 from tpm2_pytss.types import TPMT_PUBLIC
 
 from tpm_mtls.errors import PemError
-from tpm_mtls.structures.algorithms import KeyAlgorithm, algorithm_name, curve_name
+from tpm_mtls.key_algorithm import KeyAlgorithm
+from tpm_mtls.structures.algorithms import algorithm_name, curve_name
 
 PUBLIC_LIMIT = 1024
 """Bytes; the largest TPMT_PUBLIC, of an RSA-4096 key with a SHA-512 policy, has less than 700."""
