@@ -21,6 +21,7 @@ readonly NEEDED=(
   "command:nginx:nginx-light"
   "command:pki:strongswan-pki"
   "pkgconf:tss2-esys:libtss2-dev"
+  "python:interpreter:python3"
   "python:venv:python3-venv"
   "python:headers:python3-dev"
 )
@@ -32,7 +33,7 @@ give_up() { # what failed, what to do by hand
   exit 1
 }
 
-find_python() {
+find_python() { # empty when there is none; the packages come first
   local candidate
   for candidate in "${PYTHON:-python3}" /usr/bin/python3; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -40,7 +41,6 @@ find_python() {
       return
     fi
   done
-  give_up "no Python 3.11 or newer was found" "install python3 (3.11 or newer), or name one: PYTHON=/path/to/python3 ./run setup"
 }
 
 is_missing() { # kind, what
@@ -48,7 +48,9 @@ is_missing() { # kind, what
     command) ! PATH="$PATH:/usr/sbin:/sbin" command -v "$2" >/dev/null ;;
     pkgconf) ! command -v pkg-config >/dev/null || ! pkg-config --exists "$2" ;;
     python)
+      [ -n "$python" ] || return 0
       case $2 in
+        interpreter) return 1 ;;
         venv) ! "$python" -c 'import venv, ensurepip' 2>/dev/null ;;
         headers) ! "$python" -c 'import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' ;;
       esac ;;
@@ -145,5 +147,7 @@ fetch_provider() { # folder to put tpm2.so into
 
 python=$(find_python)
 install_packages
+python=$(find_python)
+[ -n "$python" ] || give_up "no Python 3.11 or newer was found" "install one, or name it: PYTHON=/path/to/python3 ./run setup"
 make_environment
 install_provider
