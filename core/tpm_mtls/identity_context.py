@@ -1,0 +1,221 @@
+"""`IdentityContext`: an `ssl.SSLContext` whose private key may live in a TPM. Made by `tpm_mtls.tls`."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import ssl
+import threading
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpm_mtls.errors import PemError, UsageError
+from tpm_mtls.files import read_capped
+from tpm_mtls.openssl import contexts, provider
+from tpm_mtls.own_key import OwnKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tpm_mtls.errors import TpmMtlsError
+    from tpm_mtls.own_key import Source
+
+_ONE_HANDSHAKE = threading.Lock()
+"""For providers older than 1.3, which have no lock of their own around the TPM connection."""
+
+
+class _IdentitySocket(ssl.SSLSocket):
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the parent's signature
+        with _signing(self.context):
+            super().do_handshake(block)
+
+
+class _IdentityObject(ssl.SSLObject):
+    def do_handshake(self) -> None:
+        with _signing(self.context):
+            super().do_handshake()
+
+
+@contextmanager
+def _signing(context: ssl.SSLContext) -> Iterator[None]:
+    own = context.own_key if isinstance(context, IdentityContext) else None
+    if own is None:
+        yield
+        return
+    own.begin_handshake()
+    try:
+        yield
+    except ssl.SSLError as error:
+        own.explain(error)
+    finally:
+        own.end_handshake()
+
+
+class IdentityContext(ssl.SSLContext):
+    """A TLS context with one set of trust anchors, and mostly with an own certificate and key.
+
+    Verification of the peer cannot be weakened and no trust anchors be added. A handshake that fails because the TPM
+    restarted and the key is gone raises its `ssl.SSLError` with a `KeyGoneError` as ``__cause__``; the context has
+    loaded the key again by then, so the next connection works. In a forked child it loads the key anew when it is
+    first used.
+
+    Attributes:
+        own_key: certificate and key; none for a context that only verifies.
+    """
+
+    sslsocket_class = _IdentitySocket
+    sslobject_class = _IdentityObject
+    own_key: OwnKey | None = None
+
+    def __init__(self, protocol: int, *, trust: Path | None, verify_mode: ssl.VerifyMode) -> None:  # noqa: ARG002 - protocol is for __new__
+        self._trust = trust
+        self._floor = ssl.CERT_NONE
+        self.verify_mode = verify_mode
+        self._floor = verify_mode
+        if trust is not None:
+            _load_trust(self, trust)
+
+    def load_own_key(self, source: Source) -> None:
+        """Gives it a certificate and key of its own, once.
+
+        Raises:
+            TpmMtlsError: as `tpm_mtls.tls.client_context`.
+        """
+        own = OwnKey(contexts.address(self), source)
+        own.load()
+        self.own_key = own
+        _living.add(self)
+
+    def reload(self) -> None:
+        """Reads certificate and key again: new connections use them, existing ones stay as they are.
+
+        Raises:
+            TpmMtlsError: as `tpm_mtls.tls.client_context`; the present certificate and key stay in use.
+        """
+        if self.own_key is not None:
+            self.own_key.load()
+
+    def diagnose(self) -> TpmMtlsError | None:
+        """Why the own key does not sign right now, found out by a test signature (3 TPM commands); none if it does.
+
+        Returns:
+            `KeyGoneError` when the TPM restarted since the key was loaded (`reload` helps), or the TPM's other answer.
+            Always none for a software key.
+        """
+        return None if self.own_key is None else self.own_key.diagnose()
+
+    @property
+    def check_hostname(self) -> bool:
+        """Whether the peer's name is checked."""
+        return super().check_hostname
+
+    @check_hostname.setter
+    def check_hostname(self, value: bool) -> None:
+        if not value and self.check_hostname:
+            raise UsageError("the peer's name is always checked", hint="connect with the name in its certificate")
+        ssl.SSLContext.check_hostname.__set__(self, value)  # type: ignore[attr-defined]  # a C descriptor
+
+    @property  # type: ignore[override]  # typeshed calls it an int one class further up
+    def verify_mode(self) -> ssl.VerifyMode:
+        """Whether the peer's certificate is verified."""
+        return super().verify_mode
+
+    @verify_mode.setter
+    def verify_mode(self, value: ssl.VerifyMode) -> None:
+        if value < self._floor:
+            raise UsageError(
+                "the peer's certificate is always verified", hint="put its CA's certificate into the trust file"
+            )
+        ssl.SSLContext.verify_mode.__set__(self, value)  # type: ignore[attr-defined]  # a property
+
+    def load_verify_locations(
+        self,
+        cafile: Any = None,  # noqa: ANN401 - the parent's signature
+        capath: Any = None,  # noqa: ANN401 - the same
+        cadata: Any = None,  # noqa: ANN401 - the same
+    ) -> None:
+        """Accepts the trust file it has already (some libraries pass it again) and refuses any other.
+
+        Raises:
+            UsageError: another one.
+        """
+        if capath is None and cadata is None and cafile is not None and Path(os.fsdecode(cafile)) == self._trust:
+            return
+        raise _more_trust()
+
+    def set_default_verify_paths(self) -> None:
+        """Refuses the system's CAs.
+
+        Raises:
+            UsageError: always.
+        """
+        raise _more_trust()
+
+    def load_default_certs(self, purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH) -> None:  # noqa: ARG002 - the parent's
+        """Refuses the system's CAs.
+
+        Raises:
+            UsageError: always.
+        """
+        raise _more_trust()
+
+    # SSL_new copies certificate and key without a lock, so it must not run beside `reload`. Only these two private
+    # methods call it (Lib/ssl.py of CPython 3.11 to 3.14), also for sockets that are connected after they were wrapped.
+
+    def _wrap_socket(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - the parent's signature
+        with self._ready():
+            return super()._wrap_socket(*arguments, **options)  # type: ignore[misc]  # private, so not in typeshed
+
+    def _wrap_bio(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - the parent's signature
+        with self._ready():
+            return super()._wrap_bio(*arguments, **options)  # type: ignore[misc]  # private, so not in typeshed
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        if self.own_key is None:
+            yield
+            return
+        self.own_key.ensure_own()
+        with self.own_key.guard:
+            yield
+
+
+def _more_trust() -> UsageError:
+    return UsageError(
+        "this context trusts its trust file and nothing else", hint="put the CA's certificate into the trust file"
+    )
+
+
+def _load_trust(context: ssl.SSLContext, trust: Path) -> None:
+    data = read_capped(trust)
+    try:
+        ssl.SSLContext.load_verify_locations(context, cadata=data.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise PemError(
+            f"{trust} holds no trust anchor in PEM form, or a damaged one",
+            hint="expected the CA's root certificate; copy the file again",
+        ) from error
+
+
+_living: weakref.WeakSet[IdentityContext] = weakref.WeakSet()
+
+
+def _release_keys() -> None:
+    for context in list(_living):
+        if context.own_key is not None:
+            context.own_key.release()
+
+
+def _after_fork() -> None:
+    global _ONE_HANDSHAKE  # noqa: PLW0603 - another thread of the parent may have held it
+    _ONE_HANDSHAKE = threading.Lock()
+    provider.after_fork()
+    for context in list(_living):
+        if context.own_key is not None:
+            context.own_key.after_fork()
+
+
+atexit.register(_release_keys)
+os.register_at_fork(after_in_child=_after_fork)

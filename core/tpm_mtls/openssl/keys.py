@@ -1,0 +1,203 @@
+"""Private keys by OSSL_STORE: TSS2 PEM and persistent handles through the tpm2 provider, software PEM without it."""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tpm_mtls.errors import CredentialError, ForeignKeyError, PemError, TpmMtlsError, UsageError
+from tpm_mtls.files import read_capped
+from tpm_mtls.key_reference import PersistentHandle, pem_key_label
+from tpm_mtls.openssl.library import UI_READER, openssl, take_errors
+from tpm_mtls.response_codes import describe, tpm_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tpm_mtls.authorization import Secret
+    from tpm_mtls.key_reference import KeyFile, KeyReference
+    from tpm_mtls.openssl.provider import TpmConnection
+
+_STORE_PKEY = 4  # OSSL_STORE_INFO_PKEY
+_SIGNATURE_LIMIT = 1024  # bytes; RSA-4096 needs 512
+_TEST_MESSAGE = b"tpm-mtls: a test signature"
+
+
+@dataclass(frozen=True)
+class LoadedKey:
+    """A private key (``EVP_PKEY *``) of which the holder owns one reference.
+
+    Attributes:
+        pkey: its address.
+        asked: whether loading it asked for an authorization value or passphrase.
+    """
+
+    pkey: int
+    asked: bool
+
+
+def load_tpm_key(key: KeyReference, connection: TpmConnection, authorization: Secret | None) -> LoadedKey:
+    """The TPM key ``key``: 3 TPM commands, 4 and a CreatePrimary when its parent is the owner hierarchy.
+
+    Raises:
+        ForeignKeyError, HandleNotFoundError, TpmMemoryError, … : what the TPM answered.
+        PemError: the file is damaged.
+    """
+    if isinstance(key, PersistentHandle):
+        uri = f"{key}?pass" if authorization else str(key)
+        with _answering(authorization, empty=True) as (method, asked):
+            library = openssl()
+            store = library.OSSL_STORE_open_ex(uri.encode(), connection.libctx, None, method, None, None, None, None)
+            pkey = _load(store)
+    else:
+        data = read_capped(key.path)
+        pem_key_label(data, str(key))
+        with _answering(authorization, empty=True) as (method, asked):
+            pkey = _load_pem(data, connection.libctx, method)
+    if pkey is None:
+        raise _tpm_key_error(key, connection)
+    return LoadedKey(pkey, bool(asked))
+
+
+def load_software_key(key: KeyFile, passphrase: Secret | None) -> LoadedKey:
+    """The key in the PEM file ``key``, decrypted with ``passphrase`` if it is encrypted.
+
+    Raises:
+        UsageError: it is encrypted and there is no passphrase.
+        CredentialError: the passphrase is wrong.
+        PemError: the file is damaged.
+    """
+    data = read_capped(key.path)
+    with _answering(passphrase, empty=False) as (method, asked):
+        pkey = _load_pem(data, None, method)
+    if pkey is not None:
+        return LoadedKey(pkey, bool(asked))
+    errors = take_errors()
+    if asked and passphrase is None:
+        raise UsageError(f"{key} is encrypted", hint="give its passphrase: prompt, file:F or credential:NAME")
+    if asked:
+        raise CredentialError(f"cannot decrypt {key}: wrong passphrase", hint="give the right one")
+    raise PemError(f"{key} is damaged: {'; '.join(map(str, errors))}", hint="copy the file again, or make a new key")
+
+
+def _load_pem(data: bytes, libctx: int | None, method: int) -> int | None:
+    library = openssl()
+    bio = library.BIO_new_mem_buf(data, len(data))
+    try:
+        return _load(library.OSSL_STORE_attach(bio, b"file", libctx, None, method, None, None, None, None))
+    finally:
+        library.BIO_free(bio)
+
+
+def _load(store: int | None) -> int | None:
+    """The first private key of the store, which is closed then; none with the reason in the error queue."""
+    library = openssl()
+    if not store:
+        return None
+    try:
+        library.OSSL_STORE_expect(store, _STORE_PKEY)
+        while not library.OSSL_STORE_eof(store):
+            info = library.OSSL_STORE_load(store)
+            if info:
+                pkey: int | None = library.OSSL_STORE_INFO_get1_PKEY(info)
+                library.OSSL_STORE_INFO_free(info)
+                return pkey
+            if library.OSSL_STORE_error(store):
+                break
+        return None
+    finally:
+        library.OSSL_STORE_close(store)
+
+
+@contextmanager
+def _answering(secret: Secret | None, *, empty: bool) -> Iterator[tuple[int, list[bool]]]:
+    """A UI method that answers with ``secret`` (or nothing at all), and a list that fills when it was asked."""
+    library = openssl()
+    asked: list[bool] = []
+    value = secret.value if secret else b""
+
+    @UI_READER  # type: ignore[untyped-decorator]  # ctypes makes the type at run time
+    def reader(ui: int, prompt: int) -> int:
+        asked.append(True)
+        if secret is None and not empty:
+            return -1
+        return 1 if library.UI_set_result_ex(ui, prompt, value, len(value)) == 0 else 0
+
+    library.ERR_clear_error()
+    method = library.UI_create_method(b"tpm-mtls")
+    library.UI_method_set_reader(method, ctypes.cast(reader, ctypes.c_void_p))
+    try:
+        yield method, asked
+    finally:
+        library.UI_destroy_method(method)
+
+
+def _tpm_key_error(key: KeyReference, connection: TpmConnection) -> TpmMtlsError:
+    errors = take_errors()
+    for error in errors:
+        rc = error.response_code
+        if rc is None:
+            continue
+        if error.reason == "cannot load parent":
+            return ForeignKeyError(
+                f"cannot load the key {key}: its parent is not in this TPM ({describe(rc)})",
+                hint="use it on the device that made it; if this is the one, the TPM was cleared: make a new key",
+                rc=rc,
+            )
+        return tpm_error(rc, doing=f"load the key {key}", tcti=connection.tcti)
+    return PemError(f"{key} is damaged: {'; '.join(map(str, errors))}", hint="copy the file again, or make a new key")
+
+
+@contextmanager
+def freeing(key: LoadedKey) -> Iterator[None]:
+    """Gives the holder's reference up after the block; the last one flushes a key that was loaded into the TPM."""
+    try:
+        yield
+    finally:
+        openssl().EVP_PKEY_free(key.pkey)
+
+
+def key_type(pkey: int) -> str:
+    """OpenSSL's name for the key's type: ``EC`` or ``RSA``."""
+    name: bytes = openssl().EVP_PKEY_get0_type_name(pkey)
+    return name.decode()
+
+
+def sign_test_message(pkey: int, libctx: int | None, failed: Callable[[int | None, str], TpmMtlsError]) -> bytes:
+    """A signature over a fixed message with the private key: 3 TPM commands.
+
+    Raises:
+        TpmMtlsError: what ``failed`` makes of the response code (none when there is none) and OpenSSL's text.
+    """
+    library = openssl()
+    library.ERR_clear_error()
+    context = library.EVP_MD_CTX_new()
+    try:
+        signature = ctypes.create_string_buffer(_SIGNATURE_LIMIT)
+        length = ctypes.c_size_t(_SIGNATURE_LIMIT)
+        if (
+            library.EVP_DigestSignInit_ex(context, None, b"SHA256", libctx, None, pkey, None) == 1
+            and library.EVP_DigestSign(context, signature, ctypes.byref(length), _TEST_MESSAGE, len(_TEST_MESSAGE)) == 1
+        ):
+            return signature.raw[: length.value]
+    finally:
+        library.EVP_MD_CTX_free(context)
+    errors = take_errors()
+    codes = [error.response_code for error in errors if error.response_code is not None]
+    raise failed(codes[0] if codes else None, "; ".join(map(str, errors)))
+
+
+def verify_test_message(public: int, signature: bytes) -> bool:
+    """Whether ``signature`` of `sign_test_message` verifies with the public key, in software."""
+    library = openssl()
+    context = library.EVP_MD_CTX_new()
+    try:
+        return bool(
+            library.EVP_DigestVerifyInit_ex(context, None, b"SHA256", None, None, public, None) == 1
+            and library.EVP_DigestVerify(context, signature, len(signature), _TEST_MESSAGE, len(_TEST_MESSAGE)) == 1
+        )
+    finally:
+        library.EVP_MD_CTX_free(context)
+        library.ERR_clear_error()
