@@ -65,6 +65,13 @@ missing_packages() {
   done
 }
 
+quietly() { # runs a command; what it says is shown only when it fails
+  local said status=0
+  said=$("$@" 2>&1) || status=$?
+  [ $status = 0 ] || printf '%s\n' "$said" >&2
+  return $status
+}
+
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
 install_packages() {
@@ -75,9 +82,9 @@ install_packages() {
   command -v apt-get >/dev/null || give_up "this machine has no apt-get" "$by_hand (or your distribution's packages of the same programs)"
   [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || give_up "packages are missing and there is no sudo" "$by_hand, as root: apt-get install ${packages[*]}"
   say "installing with apt-get: ${packages[*]}"
-  as_root apt-get -qq update >&2 || give_up "apt-get update failed; is there a network?" "$by_hand"
-  # a full path, and no services: nginx is wanted as a program for the tests, not as a running server
-  as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq install -y --no-install-recommends "${packages[@]}" >/dev/null ||
+  quietly as_root apt-get -qq update || give_up "apt-get update failed; is there a network?" "$by_hand"
+  # RUNLEVEL=1: no services are started; nginx is wanted as a program for the tests, not as a running server
+  quietly as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq install -y --no-install-recommends "${packages[@]}" ||
     give_up "apt-get could not install: ${packages[*]}" "$by_hand"
 }
 
@@ -88,9 +95,9 @@ make_environment() {
   [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || return 0
   say "making the Python environment in $VENV (tpm2-pytss is compiled; about two minutes)"
   "$python" -m venv "$VENV" || give_up "cannot make a virtual environment" "install python3-venv"
-  "$VENV/bin/pip" --quiet --disable-pip-version-check install --require-hashes -r constraints.txt ||
+  quietly "$VENV/bin/pip" --quiet --disable-pip-version-check install --require-hashes -r constraints.txt ||
     give_up "pip could not install the packages of constraints.txt" "is there a network? behind a proxy or a mirror, set PIP_INDEX_URL"
-  "$VENV/bin/pip" --quiet --disable-pip-version-check install --no-deps --no-build-isolation --editable . ||
+  quietly "$VENV/bin/pip" --quiet --disable-pip-version-check install --no-deps --no-build-isolation --editable . ||
     give_up "pip could not install this project" "run $VENV/bin/pip install --no-deps --no-build-isolation --editable . to see why"
   printf '%s\n' "$wanted" >"$stamp"
 }
@@ -114,7 +121,7 @@ install_provider() {
   candidate=$(apt-cache policy tpm2-openssl 2>/dev/null | sed -n 's/^  Candidate: \([0-9.]*\).*/\1/p')
   if [ -n "$candidate" ] && dpkg --compare-versions "$candidate" ge "$PROVIDER_MINIMUM"; then
     say "installing with apt-get: tpm2-openssl $candidate"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends tpm2-openssl >/dev/null ||
+    quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends tpm2-openssl ||
       give_up "apt-get could not install tpm2-openssl" "install it by hand"
     return 0
   fi
@@ -137,7 +144,8 @@ fetch_provider() { # folder to put tpm2.so into
   local options=(-qq -o "Dir::Etc::sourcelist=$scratch/etc/sources.list" -o Dir::Etc::sourceparts=/dev/null
     -o "Dir::State::lists=$scratch/lists" -o "Dir::Cache::archives=$scratch/archives" -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache="
     -o APT::Sandbox::User=root)
-  (cd "$scratch" && apt-get "${options[@]}" update && apt-get "${options[@]}" download tpm2-openssl && dpkg -x tpm2-openssl_*.deb unpacked) >&2 ||
+  (cd "$scratch" && quietly apt-get "${options[@]}" update && quietly apt-get "${options[@]}" download tpm2-openssl &&
+    dpkg -x tpm2-openssl_*.deb unpacked) ||
     { rm -rf "$scratch"; give_up "the tpm2 provider could not be fetched" "$by_hand"; }
   mkdir -p "$1"
   install -m 0644 "$(find "$scratch/unpacked" -name tpm2.so)" "$1/tpm2.so.new"
