@@ -1,0 +1,106 @@
+"""The seam to aiohttp: JSON answers, connections that remember who is calling, and no page or log of aiohttp's own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from aiohttp import web
+
+from tpm_mtls_server.logs import log
+from tpm_mtls_server.telemetry import MESSAGE_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tpm_mtls_server.peer import Peer
+
+_SERVER_ERRORS = 500
+
+_FIXED_HEADERS = {"Cache-Control": "no-store", "Server": "tpm-mtls"}
+
+_LINGER = 2
+"""Seconds to swallow the rest of a refused body, so that the client reads our answer before the connection ends."""
+
+
+class Refusal(Exception):  # noqa: N818 - an answer, not a failure of this program
+    """Ends a request with an error answer.
+
+    Attributes:
+        status: HTTP status.
+        headers: further headers of the answer.
+        close: whether the connection ends too.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, headers: dict[str, str] | None = None, close: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+        self.close = close
+
+    def response(self) -> web.Response:
+        """The answer: ``{"error": …}``, which never repeats what the client sent."""
+        response = answer({"error": str(self)}, status=self.status)
+        response.headers.update(self.headers)
+        if self.close:
+            response.force_close()
+        return response
+
+
+def answer(data: dict[str, Any], *, status: int = 200) -> web.Response:
+    """``data`` as a JSON answer that nobody caches."""
+    return web.Response(
+        status=status, body=msgspec.json.encode(data), content_type="application/json", headers=_FIXED_HEADERS
+    )
+
+
+class Connection(web.RequestHandler):
+    """The HTTP of one connection.
+
+    Attributes:
+        peer: who is calling; none before the first request.
+    """
+
+    peer: Peer | None = None
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - aiohttp's signature; it may repeat what the client sent
+    ) -> web.StreamResponse:
+        """The answer to what is not HTTP (``status`` 400), or after a failure of this program (500)."""
+        if status < _SERVER_ERRORS:
+            log("malformed request", remote=request.remote, status=status)
+            return Refusal(status, "bad request", close=True).response()
+        log("internal error", level=logging.ERROR, remote=request.remote, status=status, exc_info=exc)
+        return Refusal(status, "internal error", close=True).response()
+
+
+class HttpServer(web.Server):
+    """aiohttp's low-level server with `Connection`: calling it makes one connection's protocol."""
+
+    def __init__(self, handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], *, idle: float) -> None:
+        super().__init__(handle, request_factory=_make_request)
+        self._idle = idle
+
+    def __call__(self) -> Connection:
+        """The protocol of a new connection, closed after ``idle`` seconds without a complete request head."""
+        return Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=self._idle,
+            lingering_time=_LINGER,
+            access_log=None,  # type: ignore[arg-type] # aiohttp's way to say none
+            auto_decompress=False,  # a small compressed body can grow without end
+        )
+
+
+def _make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:  # noqa: ANN401 - aiohttp's private types
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MESSAGE_LIMIT)

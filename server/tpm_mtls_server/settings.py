@@ -1,0 +1,66 @@
+"""What the server's operator chooses, and the limits that protect it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tpm_mtls_server.tls_transport import TlsTimeouts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tpm_mtls.authorization import Secret
+    from tpm_mtls.identity import Identity
+
+CONNECTIONS = 256
+"""Connections at once. Each takes one of the usual 1024 file descriptors and about 100 kB; more wait in the kernel's
+queue until one ends."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may take.
+
+    Attributes:
+        connections: at once, of all clients together.
+        handshake_threads: handshakes at once; a TPM makes one signature at a time anyway.
+        body: seconds that a request's body may take.
+        idle: seconds from a connection's start, or from an answer, to the end of the next request's head.
+        drain: seconds that running requests get when the server stops.
+        tls: how long a peer may take below HTTP.
+    """
+
+    connections: int = CONNECTIONS
+    handshake_threads: int = 4
+    body: float = 10
+    idle: float = 15
+    drain: float = 10
+    tls: TlsTimeouts = field(default_factory=TlsTimeouts)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `tpm_mtls_server.service.serve` needs.
+
+    Attributes:
+        host: address or name to listen on.
+        port: TCP port; 0 for any free one.
+        identity: the server's own key and certificate; its trust is the CA of the clients.
+        crl: file with the CRLs of that CA; none accepts revoked certificates until they expire.
+        database: SQLAlchemy URL of the telemetry.
+        tcti: where the TPM is, for a TPM key.
+        authorization: the key's authorization value.
+        tls12: whether TLS 1.2 is accepted too.
+        limits: what clients may take.
+    """
+
+    host: str
+    port: int
+    identity: Identity
+    crl: Path | None
+    database: str
+    tcti: str | None = None
+    authorization: Secret | None = None
+    tls12: bool = False
+    limits: Limits = field(default_factory=Limits)
