@@ -1,0 +1,100 @@
+"""urllib3's connection pools over our own `dial`: urllib3 speaks HTTP, and has no say in TLS.
+
+urllib3 would otherwise write to the context, turn host-name checks off in some of its modes, and try an address after
+the other without a common time limit. It reads no proxy from the environment unless told to, and is not told to.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from urllib3 import HTTPSConnectionPool
+from urllib3.connection import HTTPSConnection
+
+from tpm_mtls_client.dial import Peer, dial
+from tpm_mtls_client.timing import current_budget
+
+if TYPE_CHECKING:
+    import ssl
+
+    from urllib3 import BaseHTTPResponse
+
+_HOSTS = 16
+"""Hosts whose connections are kept; a device talks to one or two."""
+
+_KEPT = 32
+"""Connections kept for each host: a handshake costs a signature of the TPM, so as many as threads are likely."""
+
+
+class _Connection(HTTPSConnection):
+    """An HTTPS connection whose TLS `dial` makes, within the time of the request that needs it."""
+
+    def __init__(self, host: str, port: int, *, context: ssl.SSLContext, **settings: Any) -> None:  # noqa: ANN401 - urllib3's own settings are handed on
+        super().__init__(host, port, **settings)
+        self._context = context
+
+    def connect(self) -> None:
+        """Connects and verifies; called by the pool for a new connection, and for one that the peer had closed."""
+        peer = Peer(self.host, self.port or self.default_port)
+        self.sock = dial(self._context, peer, current_budget().connecting())
+        self.is_verified = True
+
+
+class _Pool(HTTPSConnectionPool):
+    ConnectionCls = _Connection
+
+
+class Pools:
+    """Kept connections by host and port; safe for several threads."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        self._forget()
+
+    def send(
+        self, peer: Peer, method: str, target: str, *, headers: dict[str, str], body: bytes | None
+    ) -> BaseHTTPResponse:
+        """Sends one request and returns the answer's head; its body is still to be read. Follows no redirect.
+
+        Raises:
+            TpmMtlsError: no connection comes about (see `dial`).
+            urllib3.exceptions.HTTPError: anything else; see `tpm_mtls_client.http_errors`.
+        """
+        return self._pool(peer).urlopen(
+            method,
+            target,
+            body=body,
+            headers=headers,
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
+
+    def close(self) -> None:
+        """Closes the kept connections; those in use close when their request ends."""
+        with self._lock:
+            pools = list(self._pools.values())
+            self._pools.clear()
+        for pool in pools:
+            pool.close()
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._pools: OrderedDict[Peer, _Pool] = OrderedDict()
+
+    def _pool(self, peer: Peer) -> _Pool:
+        if self._process != os.getpid():
+            self._forget()  # a forked child must not write on its parent's connections
+        with self._lock:
+            pool = self._pools.get(peer)
+            if pool is None:
+                pool = self._pools[peer] = _Pool(peer.host, peer.port, maxsize=_KEPT, context=self._context)
+            self._pools.move_to_end(peer)
+            if len(self._pools) > _HOSTS:
+                self._pools.popitem(last=False)  # its connections are closed once no thread uses it any more
+            return pool
