@@ -1,1 +1,1 @@
-"""The CA: profiles, store, revocation, and the EST server."""
+"""The CA: profiles, policy, store, revocation, and the EST server. It needs no TPM."""

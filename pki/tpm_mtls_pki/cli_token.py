@@ -1,0 +1,106 @@
+"""``tpm-mtls pki token``: bootstrap tokens."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import click
+
+from tpm_mtls.cli_options import answer, json_option
+from tpm_mtls.errors import UsageError
+from tpm_mtls_pki.cli_common import ca_dir_option, print_table
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_TTL_LIMIT = timedelta(days=365)
+
+
+@click.group()
+def token() -> None:
+    """Bootstrap tokens: each lets one device enroll one key, once."""
+
+
+@token.command(epilog="Example: tpm-mtls pki token create --device sensor-17.example --ttl 7d --out sensor-17.token")
+@ca_dir_option
+@click.option("--device", required=True, help="The device's name, as its certificate will have it.")
+@click.option("--ttl", default="24h", show_default=True, metavar="TIME", help="How long it is good: 90s, 30m, 24h, 7d.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="F",
+    help="Write it to a file that only this user can read, instead of printing it.",
+)
+@json_option
+def create(ca_dir: Path, *, device: str, ttl: str, out: Path | None, as_json: bool) -> None:
+    """Make a token. It is shown once: the CA keeps its digest only."""
+    from tpm_mtls.certificates import check_device_name  # noqa: PLC0415 - `pki --help` stays quick
+    from tpm_mtls.files import PRIVATE_FILE, write_atomic  # noqa: PLC0415 - the same
+    from tpm_mtls_pki import tokens  # noqa: PLC0415 - the same
+    from tpm_mtls_pki.authority import open_authority  # noqa: PLC0415 - the same
+    from tpm_mtls_pki.clock import utc_now  # noqa: PLC0415 - the same
+
+    lifetime, now = parse_ttl(ttl), utc_now()
+    with open_authority(ca_dir) as authority, authority.database.writing() as connection:
+        number, text = tokens.create(connection, check_device_name(device), ttl=lifetime, now=now)
+        if out is not None:
+            write_atomic(out, f"{text}\n".encode(), mode=PRIVATE_FILE)  # in the transaction: no file, no token
+    data = {"id": number, "device": device, "expires_at": (now + lifetime).isoformat()}
+    data |= {"out": str(out)} if out is not None else {"token": text}
+    answer(data, str(out) if out is not None else text, as_json=as_json)
+
+
+@token.command("list", epilog="Example: tpm-mtls pki token list --ca-dir ./ca")
+@ca_dir_option
+@json_option
+def list_tokens(ca_dir: Path, *, as_json: bool) -> None:
+    """List the tokens and what became of them."""
+    from tpm_mtls_pki import tokens  # noqa: PLC0415 - `pki --help` stays quick
+    from tpm_mtls_pki.authority import open_authority  # noqa: PLC0415 - the same
+    from tpm_mtls_pki.clock import utc_now  # noqa: PLC0415 - the same
+
+    now = utc_now()
+    with open_authority(ca_dir) as authority, authority.database.reading() as connection:
+        found = tokens.listing(connection)
+    print_table(
+        "tokens",
+        [
+            {
+                "id": each.id,
+                "device": each.device,
+                "expires_at": each.expires_at.isoformat(),
+                "state": each.state(now),
+                "serial": each.serial,
+            }
+            for each in found
+        ],
+        as_json=as_json,
+    )
+
+
+@token.command(epilog="Example: tpm-mtls pki token revoke --ca-dir ./ca --id 3")
+@ca_dir_option
+@click.option("--id", "number", type=int, required=True, help="The token's number; see: pki token list.")
+@json_option
+def revoke(ca_dir: Path, *, number: int, as_json: bool) -> None:
+    """Revoke a token that was not used."""
+    from tpm_mtls_pki import tokens  # noqa: PLC0415 - `pki --help` stays quick
+    from tpm_mtls_pki.authority import open_authority  # noqa: PLC0415 - the same
+    from tpm_mtls_pki.clock import utc_now  # noqa: PLC0415 - the same
+
+    with open_authority(ca_dir) as authority, authority.database.writing() as connection:
+        tokens.revoke(connection, number, now=utc_now())
+    answer({"revoked": number}, f"token {number} is revoked", as_json=as_json)
+
+
+def parse_ttl(text: str) -> timedelta:
+    """The time span that ``text`` gives as a number and one of s, m, h, d.
+
+    Raises:
+        UsageError: it does not, or it is nothing or longer than a year.
+    """
+    match = re.fullmatch(r"([0-9]{1,8})([smhd])", text)
+    span = timedelta(seconds=int(match[1]) * _UNITS[match[2]]) if match else timedelta()
+    if not timedelta() < span <= _TTL_LIMIT:
+        raise UsageError(f"not a time span: {text[:20]!r}", hint="for example 90s, 30m, 24h or 7d; at most 365d")
+    return span

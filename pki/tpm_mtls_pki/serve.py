@@ -1,0 +1,205 @@
+"""``pki serve``: the EST server's life. Its own certificate, the CRL's renewal, signals, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import ipaddress
+import logging
+import os
+import signal
+import ssl
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
+
+from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from tpm_mtls.certificates import certificates_pem
+from tpm_mtls.errors import StateError, TpmMtlsError
+from tpm_mtls.files import PRIVATE_FILE, storage_errors, write_atomic
+from tpm_mtls.identity import Identity
+from tpm_mtls.key_reference import KeyFile
+from tpm_mtls.tls import ClientCertificates, server_context
+from tpm_mtls_pki import crl
+from tpm_mtls_pki.authority import CHAIN, CRL
+from tpm_mtls_pki.connections import ConnectionWatch
+from tpm_mtls_pki.crl import ISSUING_LIFETIME
+from tpm_mtls_pki.est_server import EstServer
+from tpm_mtls_pki.profiles import SERVER, Subject
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+    from tpm_mtls.tls import IdentityContext
+    from tpm_mtls_pki.issuance import Registrar
+
+SERVER_FILE: Final = "serve.pem"
+"""The EST server's own key and chain, made at every start; mode 0600."""
+
+HANDSHAKE_TIMEOUT: Final = 10.0
+IDLE_TIMEOUT: Final = 15.0
+DRAIN_TIMEOUT: Final = 10.0
+MAINTENANCE: Final = 2.0
+"""Seconds: for a TLS handshake; for a request's headers, or between two requests; for requests in progress when the
+server ends; between two looks whether a CRL or the server's certificate is due."""
+
+_LOOPBACK = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
+_LOCK = ".serve.lock"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How to serve.
+
+    Attributes:
+        host: address to listen at.
+        port: TCP port, 0 for any free one.
+        name: the host name in the server's certificate.
+        minimum_version: lowest TLS version that is spoken.
+    """
+
+    host: str
+    port: int
+    name: str
+    minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+
+
+def serve(registrar: Registrar, options: ServeOptions, *, ready: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT; ``ready`` is called with the URL once connections are accepted.
+
+    Raises:
+        StateError: another process serves this CA, or the address is not to be had.
+        StorageError: the CA's folder cannot be written.
+    """
+    with _alone(registrar.authority.folder):
+        asyncio.run(_Service(registrar, options).run(ready))
+
+
+class _Service:
+    def __init__(self, registrar: Registrar, options: ServeOptions) -> None:
+        self._registrar = registrar
+        self._options = options
+        self._folder = registrar.authority.folder
+        self._stop = asyncio.Event()
+
+    async def run(self, ready: Callable[[str], None]) -> None:
+        renew_at = self._issue_own()
+        context = self._context()
+        self._maintain_crl()
+        watch = ConnectionWatch(IDLE_TIMEOUT)
+        application = EstServer(self._registrar).application(watch.middleware())
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=DRAIN_TIMEOUT)
+        await runner.setup()
+        server = cast("web.Server", runner.server)  # there is one after setup
+        try:
+            listener = await self._listen(server, context)
+        except BaseException:
+            await runner.cleanup()
+            raise
+        watcher = asyncio.create_task(watch.run(server))
+        try:
+            self._handle_signals()
+            ready(self._url(listener))
+            await self._maintain(context, renew_at)
+        finally:
+            listener.close()
+            await runner.cleanup()
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher
+
+    async def _listen(self, server: web.Server, context: ssl.SSLContext) -> asyncio.Server:
+        host, port = self._options.host, self._options.port
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.create_server(
+                server, host, port, ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT, ssl_shutdown_timeout=1.0
+            )
+        except OSError as error:
+            raise StateError(
+                f"cannot listen at {host} port {port}: {(error.strerror or str(error)).lower()}",
+                hint="does another program listen there? --listen 127.0.0.1:0 takes any free port",
+            ) from error
+
+    async def _maintain(self, context: IdentityContext, renew_at: datetime) -> None:
+        """Until told to stop: renews the CRL and the server's own certificate when they are due."""
+        while not self._stop.is_set():
+            try:
+                await asyncio.to_thread(self._maintain_crl)
+                if self._registrar.clock() >= renew_at:
+                    renew_at = await asyncio.to_thread(self._issue_own)
+                    context.reload()
+            except TpmMtlsError as error:
+                _log.error("%s; %s", error, error.hint)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(MAINTENANCE):
+                    await self._stop.wait()
+
+    def _maintain_crl(self) -> None:
+        authority, now = self._registrar.authority, self._registrar.clock()
+        with authority.database.reading() as connection:
+            due = crl.is_due(connection, now=now)
+        if due:
+            with authority.database.writing() as connection:
+                issuer = self._registrar.issuer
+                crl.issue_crl(connection, "issuing", issuer, lifetime=ISSUING_LIFETIME, now=now)
+            _log.info("signed a new CRL")
+        crl.publish(authority.database, "issuing", self._folder / CRL)
+
+    def _issue_own(self) -> datetime:
+        """Makes the server's key and certificate; returns when to do so again: at two thirds of its life."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = Subject(name=self._options.name, dns=(self._options.name,), addresses=_LOOPBACK)
+        certificate = self._registrar.issue(SERVER, subject, key.public_key(), ()).certificate
+        pem = certificates_pem([certificate, self._registrar.authority.issuing])
+        pem += key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        write_atomic(self._folder / SERVER_FILE, pem, mode=PRIVATE_FILE)
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        return begin + (end - begin) * 2 / 3
+
+    def _context(self) -> IdentityContext:
+        file = self._folder / SERVER_FILE
+        # the issuing CA is in the trust file too: plain EST clients show their own certificate and no chain
+        identity = Identity(key=KeyFile(file), certificate=file, trust=self._folder / CHAIN)
+        return server_context(
+            identity,
+            minimum_version=self._options.minimum_version,
+            client_certificates=ClientCertificates.OPTIONAL,
+            clock=self._registrar.clock,
+        )
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, _log.info, "nothing to reload: the CA's state is read as it changes")
+
+    def _url(self, listener: asyncio.Server) -> str:
+        port = listener.sockets[0].getsockname()[1]
+        host = self._options.host
+        if host in {"127.0.0.1", "::1"}:  # these are in the certificate; of other addresses only the name is
+            return f"https://{host if host[0] != ':' else f'[{host}]'}:{port}"
+        return f"https://{self._options.name}:{port}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process serves a CA: two would take turns at overwriting its server certificate."""
+    path = folder / _LOCK
+    with storage_errors(path, "lock"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError(f"the CA in {folder} is being served already", hint="end that process first") from error
+        yield
+    finally:
+        os.close(descriptor)
