@@ -1,0 +1,134 @@
+"""``tpm-mtls keygen first-boot`` and ``tpm-mtls keygen status``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tpm_mtls.cli_options import answer, auth_option, json_option, progress, state_dir_option, tcti_option
+from tpm_mtls.errors import UsageError
+from tpm_mtls.key_algorithm import KeyAlgorithm
+from tpm_mtls.key_reference import parse_handle
+from tpm_mtls_keygen.first_boot_folder import KeyPlace
+from tpm_mtls_keygen.service_manager import notify_status
+
+if TYPE_CHECKING:
+    from tpm_mtls_keygen.first_boot import Wish
+
+
+@click.command(
+    "first-boot",
+    epilog="Example: tpm-mtls keygen first-boot --ca https://ca.example:8443 --token-file sensor-17.token "
+    "--trust root.cert.pem",
+)
+@click.option("--ca", "ca_url", required=True, metavar="URL", help="The EST server, like https://ca.example:8443.")
+@click.option(
+    "--token-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The bootstrap token (mode 0600), as tpm-mtls pki token create --out writes it.",
+)
+@click.option(
+    "--trust",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The CA's root certificate, given to the device out of band.",
+)
+@click.option("--device", metavar="NAME", help="The device's name, if the token file does not say it.")
+@click.option(
+    "--key",
+    "place",
+    type=click.Choice([place.value for place in KeyPlace]),
+    help="Keep the key at a persistent handle of the TPM, or in a TSS2 PEM file.  [default: persistent]",
+)
+@click.option("--handle", metavar="HANDLE", help="The persistent handle.  [default: the first free from 0x81000100]")
+@click.option(
+    "--algorithm",
+    type=click.Choice([algorithm.value for algorithm in KeyAlgorithm]),
+    help="Kind and size of the key.  [default: ecc-p256]",
+)
+@auth_option("an authorization value for the key")
+@click.option(
+    "--wait",
+    type=click.FloatRange(0, 7 * 86400),
+    default=0.0,
+    metavar="SECONDS",
+    help="How long to keep trying when the CA cannot be reached or is busy.  [default: try once]",
+)
+@state_dir_option
+@tcti_option
+@json_option
+def first_boot(  # noqa: PLR0913 - one parameter per option
+    *,
+    ca_url: str,
+    token_file: Path,
+    trust: Path,
+    device: str | None,
+    place: str | None,
+    handle: str | None,
+    algorithm: str | None,
+    auth: str | None,
+    wait: float,
+    state_dir: Path,
+    tcti: str | None,
+    as_json: bool,
+) -> None:
+    """Give this device its identity: a key in the TPM, and a certificate for it from the CA.
+
+    Run it at every boot: on an enrolled device it checks that key and certificate are still there, and changes nothing.
+    Interrupted anywhere, the next run finishes it. A lost or exchanged TPM is reported, never enrolled anew.
+    """
+    wish = _wish(place, handle, algorithm)
+    from tpm_mtls_keygen.first_boot_run import Settings, World, run  # noqa: PLC0415 - imports tpm2-pytss
+    from tpm_mtls_keygen.patience import Patience  # noqa: PLC0415 - the same
+
+    settings = Settings(
+        folder=state_dir,
+        ca_url=ca_url,
+        token_file=token_file,
+        trust=trust,
+        device=device,
+        wish=wish,
+        auth=auth,
+        tcti=tcti,
+    )
+    outcome = run(settings, World(patience=Patience(seconds=wait), tell=_tell))
+    record = outcome.record
+    verb = "enrolled" if outcome.changed else "already enrolled"
+    notify_status(f"{verb} as {record.device}")
+    data = {"changed": outcome.changed, "device": record.device, "key": record.key, "state_dir": str(state_dir)}
+    answer(data, f"{verb} as {record.device}", as_json=as_json)
+
+
+def _wish(place: str | None, handle: str | None, algorithm: str | None) -> Wish:
+    from tpm_mtls_keygen.first_boot import Wish  # noqa: PLC0415 - imports tpm2-pytss
+
+    if handle is not None and place == KeyPlace.TSS2.value:
+        raise UsageError("a key file has no handle", hint="leave out --handle, or use --key persistent")
+    wanted = KeyPlace(place) if place else None
+    return Wish(
+        place=KeyPlace.PERSISTENT if handle is not None else wanted,
+        algorithm=KeyAlgorithm(algorithm) if algorithm else None,
+        handle=parse_handle(handle) if handle is not None else None,
+    )
+
+
+def _tell(text: str) -> None:
+    progress(text)
+    notify_status(text)
+
+
+@click.command("status", epilog="Example: tpm-mtls keygen status --json")
+@click.option("--verify", is_flag=True, help="Also ask the TPM whether the key is there and is the same.")
+@state_dir_option
+@tcti_option
+@json_option
+def status(*, verify: bool, state_dir: Path, tcti: str | None, as_json: bool) -> None:
+    """Say how far the first boot came, and what the device's identity is."""
+    from tpm_mtls_keygen.first_boot_status import describe, read_status  # noqa: PLC0415 - imports cryptography
+
+    found = read_status(state_dir, now=datetime.now(UTC), tcti=tcti, verify=verify)
+    answer(found.as_dict(), describe(found), as_json=as_json)

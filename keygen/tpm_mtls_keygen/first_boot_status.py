@@ -1,0 +1,149 @@
+"""How far first boot came, for a person or a script. Asks the TPM only when told to."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tpm_mtls.certificates import certificate_spki, load_certificates
+from tpm_mtls.errors import TpmMtlsError
+from tpm_mtls.files import check_private
+from tpm_mtls.identity import CERTIFICATE, KEY, IdentityRecord, load_record
+from tpm_mtls_keygen.first_boot_folder import Journal, load_journal
+from tpm_mtls_keygen.issued import check_stored
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+
+class State(enum.Enum):
+    """How far it came."""
+
+    NOT_STARTED = "not started"
+    UNFINISHED = "unfinished"
+    ENROLLED = "enrolled"
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `read_status` found.
+
+    Attributes:
+        folder: the identity folder.
+        state: how far first boot came.
+        pending: what the next run will do; none when there is nothing to do.
+        record: the identity, once enrolled.
+        journal: the key of an unfinished first boot.
+        serial: the certificate's serial number, hex.
+        not_after: the end of the certificate's validity.
+        days_left: until then; negative afterwards.
+        problems: what is wrong, a line each.
+    """
+
+    folder: str
+    state: State
+    pending: str | None
+    record: IdentityRecord | None = None
+    journal: Journal | None = None
+    serial: str | None = None
+    not_after: datetime | None = None
+    days_left: int | None = None
+    problems: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        begun = self.record or self.journal
+        return {
+            "state": self.state.value,
+            "pending": self.pending,
+            "device": self.record.device if self.record else None,
+            "key": begun.key if begun else None,
+            "algorithm": begun.algorithm if begun else None,
+            "serial": self.serial,
+            "not_after": self.not_after.isoformat() if self.not_after else None,
+            "days_left": self.days_left,
+            "tpm_vendor": self.record.tpm_vendor if self.record else None,
+            "tpm_firmware": self.record.tpm_firmware if self.record else None,
+            "ca_url": self.record.ca_url if self.record else None,
+            "problems": list(self.problems),
+        }
+
+
+def read_status(folder: Path, *, now: datetime, verify: bool = False, tcti: str | None = None) -> Status:
+    """What ``folder`` says at the time ``now``; with ``verify``, also what the TPM at ``tcti`` says about the key.
+
+    Raises:
+        IdentityError: the folder's own records are damaged.
+        StorageError: it cannot be read.
+        TpmUnavailableError, TpmRefusedError: with ``verify``, no TPM answers, or it refuses.
+    """
+    record, journal = load_record(folder), load_journal(folder)
+    if record is not None:
+        status = _enrolled(folder, record, now)
+    elif journal is not None:
+        pending = "writing the identity" if (folder / CERTIFICATE).exists() else "asking the CA for a certificate"
+        status = Status(str(folder), State.UNFINISHED, pending, journal=journal)
+    else:
+        status = Status(str(folder), State.NOT_STARTED, "everything: run tpm-mtls keygen first-boot")
+    if not verify or not folder.exists():
+        return status
+    problem = _ask_tpm(folder, now, tcti)
+    known = problem is None or problem in status.problems
+    return status if known else replace(status, problems=(*status.problems, problem or ""))
+
+
+def describe(status: Status) -> str:
+    """The same for a person, in a few lines."""
+    data = status.as_dict()
+    lines = [f"{status.state.value}" + (f" as {data['device']}" if data["device"] else "")]
+    shown = {
+        "key": f"{data['key']} ({data['algorithm']})" if data["key"] else None,
+        "certificate": f"{data['serial']}, until {data['not_after']}, {data['days_left']} days left"
+        if data["serial"]
+        else None,
+        "tpm": f"{data['tpm_vendor']} {data['tpm_firmware']}" if data["tpm_vendor"] else None,
+        "ca": data["ca_url"],
+        "pending": data["pending"],
+    }
+    lines += [f"  {name}: {value}" for name, value in shown.items() if value]
+    return "\n".join([*lines, *(f"  problem: {problem}" for problem in status.problems)])
+
+
+def _enrolled(folder: Path, record: IdentityRecord, now: datetime) -> Status:
+    status = Status(str(folder), State.ENROLLED, None, record=record)
+    problems: list[str] = []
+    try:
+        leaf = load_certificates(folder / CERTIFICATE)[0]
+        end = leaf.not_valid_after_utc
+        status = replace(status, serial=f"{leaf.serial_number:x}", not_after=end, days_left=(end - now).days)
+        # which key it must be for, only the TPM can tell: --verify
+        check_stored(folder, public_key=certificate_spki(leaf), now=now, device=record.device)
+    except TpmMtlsError as error:
+        problems.append(str(error))
+    if record.key == KEY:
+        try:
+            check_private(folder / KEY)
+        except TpmMtlsError as error:
+            problems.append(str(error))
+    return replace(status, problems=tuple(problems))
+
+
+def _ask_tpm(folder: Path, now: datetime, tcti: str | None) -> str | None:
+    """What is wrong with the key in the TPM."""
+    from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
+    from tpm_mtls_keygen.first_boot import check_enrolled  # noqa: PLC0415 - the same
+    from tpm_mtls_keygen.first_boot_observe import ask_tpm, read_folder  # noqa: PLC0415 - the same
+
+    facts = read_folder(folder)
+    with open_tpm(tcti) as tpm:
+        facts = ask_tpm(tpm, folder, facts, now=now, anchors=None)
+    if facts.record is not None:
+        try:
+            check_enrolled(facts, facts.record)
+        except TpmMtlsError as error:
+            return str(error)
+    elif facts.journal is not None and facts.key_name != facts.journal.key_name:
+        return f"the key {facts.journal.key} was not made yet, or is gone: the next run makes one"
+    return None

@@ -1,0 +1,102 @@
+"""Is that the certificate that this device asked for? Checks of the CA's answer, and of what lies in the folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tpm_mtls.certificates import (
+    Purpose,
+    certificates_pem,
+    check_chain,
+    check_matches,
+    device_name,
+    find_certificate,
+    load_certificates,
+)
+from tpm_mtls.errors import CertificateMismatchError, IdentityError
+from tpm_mtls.files import read_capped
+from tpm_mtls.identity import CERTIFICATE, TRUST
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from cryptography import x509
+
+
+def check_issued(
+    answer: Sequence[x509.Certificate],
+    ca: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    *,
+    public_key: bytes,
+    device: str,
+    now: datetime,
+) -> tuple[x509.Certificate, ...]:
+    """Checks what an enrollment brought.
+
+    1. One certificate of ``answer`` is for ``public_key`` (DER SPKI).
+    2. It is valid at ``now``, and its issuers too; it leads to one of ``anchors``, over certificates of ``answer`` and
+       of ``ca`` (the CA's cacerts, which are not trusted for anything else); it is for TLS clients and no CA.
+    3. Its one alternative name is ``device``.
+
+    The caller vouches for ``anchors``. Not verified: revocation; a new certificate is on no list yet.
+
+    Returns:
+        What a TLS client sends: the leaf, then its issuers without the anchor.
+
+    Raises:
+        CertificateMismatchError: 1 or 3.
+        CertificateNotYetValidError, CertificateExpiredError: 2, the dates.
+        CredentialError: 2, the rest.
+    """
+    leaf = find_certificate(answer, public_key)  # 1
+    pool = [certificate for certificate in [*answer, *ca] if certificate != leaf]
+    chain = check_chain(leaf, pool, anchors, now=now, purpose=Purpose.CLIENT)  # 2
+    _check_device(leaf, device)  # 3
+    return chain[:-1]
+
+
+def check_stored(
+    folder: Path,
+    *,
+    public_key: bytes,
+    now: datetime,
+    device: str | None = None,
+    anchors: Sequence[x509.Certificate] | None = None,
+) -> None:
+    """Checks the certificate and trust files in ``folder``.
+
+    1. The first certificate is for ``public_key`` (DER SPKI).
+    2. It is valid and leads to a trust anchor of ``folder`` at ``now``, as in `check_issued`.
+    3. Its one alternative name is ``device``, if given.
+    4. The trust anchors are ``anchors``, if given.
+
+    Raises:
+        IdentityError: a file is missing; 4.
+        TpmMtlsError: it cannot be read or is no certificate file; else as `check_issued`.
+    """
+    leaf, *others = _load(folder, CERTIFICATE)
+    trusted = _load(folder, TRUST)
+    check_matches(leaf, public_key)  # 1
+    check_chain(leaf, others, trusted, now=now, purpose=Purpose.CLIENT)  # 2
+    if device is not None:
+        _check_device(leaf, device)  # 3
+    if anchors is not None and read_capped(folder / TRUST) != certificates_pem(anchors):  # 4
+        raise IdentityError(f"{folder / TRUST} has other trust anchors", hint="name the same --trust file again")
+
+
+def _check_device(leaf: x509.Certificate, device: str) -> None:
+    named = device_name(leaf)
+    if named != device:
+        raise CertificateMismatchError(
+            f"the certificate is for the device {named}, not for {device}",
+            hint="the CA took another token, or is not the one that was meant",
+        )
+
+
+def _load(folder: Path, name: str) -> tuple[x509.Certificate, ...]:
+    if not (folder / name).exists():
+        raise IdentityError(f"{folder / name} is missing", hint="restore it from a backup, or enroll anew")
+    return load_certificates(folder / name)
