@@ -1,7 +1,7 @@
 """TPM and TSS response codes as errors.
 
-Layout of a code: TPM 2.0 Library part 2 rev 1.59, 6.6 (format zero and format one), and TSS 2.0 Overview rev 1.0, table 7
-for the layer in bits 16 to 23. Both the ESAPI (`tpm_mtls.tpm`) and OpenSSL's provider (`tpm_mtls.openssl`) report these
+Layout of a code: TPM 2.0 Library part 2 rev 1.59, 6.6 (format zero and format one), and TSS 2.0 Overview rev 1.0,
+table 7 for the layer in bits 16 to 23. Both the ESAPI (`tpm_mtls.tpm`) and OpenSSL's provider (`tpm_mtls.openssl`) report these
 numbers, so this table is the one place that says what they mean.
 """
 
@@ -15,6 +15,7 @@ from tpm_mtls.errors import (
     ForeignKeyError,
     HandleNotFoundError,
     KeyGoneError,
+    TctiInvalidError,
     TpmLockoutError,
     TpmMemoryError,
     TpmMtlsError,
@@ -95,6 +96,12 @@ _FORMAT_ONE_MEANINGS = {
 }
 
 _FORMAT_ZERO_MEANINGS = {
+    0x100: _Meaning(
+        "TPM_RC_INITIALIZE",
+        TpmRefusedError,
+        "the TPM was not started up",
+        "the firmware or the kernel's driver does that: tpm2_startup -c, once, where neither did",
+    ),
     0x101: _Meaning(
         "TPM_RC_FAILURE",
         TpmRefusedError,
@@ -103,6 +110,12 @@ _FORMAT_ZERO_MEANINGS = {
     ),
     0x120: _Meaning(
         "TPM_RC_DISABLED", TpmRefusedError, "that command is disabled", "enable the hierarchy in the firmware"
+    ),
+    0x12F: _Meaning(
+        "TPM_RC_AUTH_UNAVAILABLE",
+        AuthorizationError,
+        "it takes no authorization value, only its policy",
+        "use another key: the project's own keys need no policy",
     ),
     0x143: _Meaning(
         "TPM_RC_COMMAND_CODE", AlgorithmUnsupportedError, "this TPM does not have that command", "update its firmware"
@@ -152,7 +165,16 @@ _GONE = _Meaning(
     "load it again; programs that use the client do so by themselves",
 )
 
-_TPM_1_2_ANSWER = 0x01E  # TPM_BADTAG, which a TPM 1.2 answers to every 2.0 command (part 2, 6.6.1)
+_BROKEN_CONNECTION = 0x70007
+"""TSS2_ESYS_RC_BAD_SEQUENCE: what the ESAPI answers to everything after its transport failed once."""
+
+# TPM_BADTAG, which a TPM 1.2 answers to every 2.0 command (part 2, 6.6.1); and what libtss2's SAPI makes of its tag
+_TPM_1_2_ANSWERS = {0x01E, 0x80001}
+
+_STACK = {7, 8, 9}  # ESAPI, SAPI, MU
+_NO_TPM_ANSWER = {17, 19}  # TSS2_BASE_RC_MALFORMED_RESPONSE, INSUFFICIENT_RESPONSE: what answered is no TPM
+_TCTI_BAD_VALUE = 0xA000B  # TSS2_TCTI_RC_BAD_VALUE: the transport does not understand its configuration
+_TCTI_NOT_SUPPORTED = 0xA0015  # TSS2_TCTI_RC_NOT_SUPPORTED: libtss2 has no such transport installed
 
 
 def tpm_error(rc: int, *, doing: str, tcti: str) -> TpmMtlsError:
@@ -162,11 +184,24 @@ def tpm_error(rc: int, *, doing: str, tcti: str) -> TpmMtlsError:
         An error of the class that `tpm_mtls.errors` draws: transport failures are `TpmUnavailableError`, an answer of
         a TPM 1.2 `TpmVersionError`, everything else a `TpmRefusedError` or one of its children.
     """
-    if rc == _TPM_1_2_ANSWER:
+    if rc in _TPM_1_2_ANSWERS:
         return TpmVersionError(
             f"the TPM at {tcti} is a TPM 1.2", hint="a TPM 2.0 is needed; some firmware can switch", tcti=tcti
         )
-    if rc >> _LAYER_SHIFT == _TCTI_LAYER:
+    if rc == _TCTI_BAD_VALUE:
+        return TctiInvalidError(
+            f"the TCTI string {tcti!r} has a configuration that its transport does not understand",
+            hint="examples: device:/dev/tpmrm0, swtpm:host=127.0.0.1,port=2321",
+            tcti=tcti,
+        )
+    if rc == _TCTI_NOT_SUPPORTED:
+        return TpmUnavailableError(
+            f"libtss2 cannot use the transport of {tcti}: it is not installed, or its service does not run",
+            hint=f"install the package of libtss2-tcti-{tcti.partition(':')[0]}, or name another --tcti",
+            tcti=tcti,
+        )
+    layer = rc >> _LAYER_SHIFT
+    if layer == _TCTI_LAYER or rc == _BROKEN_CONNECTION or (layer in _STACK and rc & 0xFFFF in _NO_TPM_ANSWER):
         return TpmUnavailableError(
             f"no TPM answers at {tcti} (response code {rc:#x})",
             hint="is it there, and does nobody else hold it? a simulator starts with: tpm-mtls simulator start --dir D",

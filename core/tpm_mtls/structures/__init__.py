@@ -5,7 +5,15 @@ Everything here is pure: bytes in, frozen values out. Nothing sends a command. S
 """
 
 from tpm_mtls.key_algorithm import KeyAlgorithm
-from tpm_mtls.structures.public_area import Attribute, PublicArea, parse_public_area
+from tpm_mtls.structures.public_area import Attribute, PublicArea, parse_public_area, qualified_name
 from tpm_mtls.structures.tss2_key import Tss2Key, parse_tss2_pem
 
-__all__ = ["Attribute", "KeyAlgorithm", "PublicArea", "Tss2Key", "parse_public_area", "parse_tss2_pem"]
+__all__ = [
+    "Attribute",
+    "KeyAlgorithm",
+    "PublicArea",
+    "Tss2Key",
+    "parse_public_area",
+    "parse_tss2_pem",
+    "qualified_name",
+]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import os
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -18,11 +19,22 @@ from tpm_mtls.errors import PemError
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.structures.algorithms import algorithm_name, curve_name
 
+# libtss2 writes its own log lines to stderr; what they say is in our errors, in words. It reads this at its first line.
+os.environ.setdefault("TSS2_LOG", "all+NONE")
+
 PUBLIC_LIMIT = 1024
 """Bytes; the largest TPMT_PUBLIC, of an RSA-4096 key with a SHA-512 policy, has less than 700."""
 
 _CURVES: dict[str, type[ec.EllipticCurve]] = {"p256": ec.SECP256R1, "p384": ec.SECP384R1, "p521": ec.SECP521R1}
-_NAME_HASHES = ("sha1", "sha256", "sha384", "sha512", "sha3-256", "sha3-384", "sha3-512")
+_HASHLIB = {
+    "sha1": "sha1",
+    "sha256": "sha256",
+    "sha384": "sha384",
+    "sha512": "sha512",
+    "sha3-256": "sha3_256",
+    "sha3-384": "sha3_384",
+    "sha3-512": "sha3_512",
+}
 _DEFAULT_EXPONENT = 65537  # what 0 in TPMS_RSA_PARMS stands for: part 2, 12.2.3.5
 
 
@@ -86,6 +98,10 @@ class PublicArea:
     scheme: str
     spki: bytes | None
 
+    def __str__(self) -> str:
+        """In short, for messages: the algorithm, the attributes and the Name."""
+        return f"{self.algorithm} ({', '.join(self.attribute_words)}), Name {self.name.hex()}"
+
     @property
     def key_algorithm(self) -> KeyAlgorithm | None:
         """The algorithm, if it is one of those that this project makes TLS keys of."""
@@ -112,6 +128,17 @@ class PublicArea:
     def was_born_inside(self) -> bool:
         """Whether the private key was made by this TPM and can never leave it; false for an imported key."""
         return _BORN_INSIDE in self.attributes
+
+
+def qualified_name(parent: bytes, public: PublicArea) -> bytes:
+    """The qualified name of an object whose parent has the qualified name ``parent``: part 1, 16.
+
+    A hierarchy's qualified name is its handle (4 bytes). nameAlg and digest come back; nothing for nameAlg NULL.
+    """
+    if not public.name:
+        return b""
+    digest = hashlib.new(_HASHLIB[public.name_algorithm], parent + public.name).digest()
+    return public.name[:2] + digest
 
 
 def parse_public_area(data: bytes) -> PublicArea:
@@ -151,9 +178,9 @@ def _malformed(what: str) -> PemError:
 def _name(identifier: int, algorithm: str, data: bytes) -> bytes:
     if algorithm == "null":
         return b""
-    if algorithm not in _NAME_HASHES:
+    if algorithm not in _HASHLIB:
         raise _malformed(f"the public area's Name algorithm {algorithm} is none that is known")
-    return identifier.to_bytes(2, "big") + hashlib.new(algorithm.replace("sha3-", "sha3_"), data).digest()
+    return identifier.to_bytes(2, "big") + hashlib.new(_HASHLIB[algorithm], data).digest()
 
 
 def _algorithm(kind: str, public: TPMT_PUBLIC) -> str:

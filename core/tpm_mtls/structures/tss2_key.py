@@ -83,6 +83,7 @@ class Tss2Key:
         parent: handle of the parent: persistent, or a hierarchy whose standard primary it is (0x40000001).
         empty_auth: whether the key has no authorization value.
         has_policy: whether the file carries a policy ([1] or [3]); OpenSSL's provider refuses such a file.
+        rsa_parent: whether the hierarchy's standard primary is the RSA-2048 one.
         description: what its maker wrote into it, if anything.
     """
 
@@ -91,10 +92,11 @@ class Tss2Key:
     parent: int
     empty_auth: bool
     has_policy: bool = False
+    rsa_parent: bool = False
     description: str | None = None
 
     def to_pem(self) -> bytes:
-        """The PEM file in the four-field form, which every tool reads; a policy and a description are left out."""
+        """The PEM file in the four-field form, which every tool reads; the optional fields are left out."""
         der = asn1.encode_der(
             _TpmKey(
                 type=LOADABLE,
@@ -109,8 +111,7 @@ class Tss2Key:
                 private=_sized(self.private),
             )
         )
-        lines = base64.encodebytes(der)
-        text = b"".join(lines.split())
+        text = base64.b64encode(der)
         body = b"".join(text[start : start + 64] + b"\n" for start in range(0, len(text), 64))
         return b"-----BEGIN TSS2 PRIVATE KEY-----\n" + body + b"-----END TSS2 PRIVATE KEY-----\n"
 
@@ -144,6 +145,7 @@ def parse_tss2_pem(data: bytes, name: str = "the key file") -> Tss2Key:
         parent=_parent(key.parent, name),
         empty_auth=bool(key.empty_auth),
         has_policy=bool(key.policy or key.auth_policy),
+        rsa_parent=bool(key.rsa_parent),
         description=key.description,
     )
 

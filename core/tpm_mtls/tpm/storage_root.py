@@ -10,14 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from tpm_mtls.errors import HandleNotFoundError, HandleOccupiedError, TpmRefusedError
+from tpm_mtls.structures import Attribute
+from tpm_mtls.tpm.boundary import public_area
+from tpm_mtls.tpm.duplication import duplicate_for
 from tpm_mtls.tpm.templates import signing_template, storage_root_template
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
     from tpm_mtls.authorization import Secret
     from tpm_mtls.structures import KeyAlgorithm, PublicArea
-    from tpm_mtls.tpm.connection import LoadedKey, Tpm
+    from tpm_mtls.tpm.connection import Tpm
+    from tpm_mtls.tpm.values import LoadedKey
 
 SRK_HANDLE = 0x81000001
 
@@ -72,13 +78,21 @@ class StorageRootKey:
         template = signing_template(algorithm, with_authorization=authorization is not None)
         return self._use(lambda: self._tpm.create_child(SRK_HANDLE, template, authorization))
 
-    def load(self, public: PublicArea, private: bytes, *, authorization: Secret | None = None) -> LoadedKey:
-        """A key that was made under it, loaded again.
+    def import_key(
+        self,
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
+        algorithm: KeyAlgorithm,
+        *,
+        authorization: Secret | None = None,
+    ) -> LoadedKey:
+        """A TLS key made of the existing private ``key``, of ``algorithm``, under it, loaded.
 
         Raises:
-            ForeignKeyError: it was made by another TPM, or this one was cleared since.
+            as `create_key`.
         """
-        return self._tpm.load(SRK_HANDLE, public, private, authorization)
+        duplicate = duplicate_for(self.ensure(), key, algorithm, authorization)
+        private = self._tpm.import_duplicate(SRK_HANDLE, duplicate)
+        return self._tpm.load(SRK_HANDLE, public_area(duplicate.public), private, authorization)
 
     def _use(self, command: Callable[[], _R]) -> _R:
         if self._known_absent:
@@ -95,17 +109,23 @@ class StorageRootKey:
 
     def _create(self) -> PublicArea:
         with self._tpm.create_primary(storage_root_template()) as primary:
-            self._tpm.persist(primary, SRK_HANDLE)
-            self._public = primary.public
-        self._known_absent = False
-        return primary.public
+            self._known_absent = False
+            try:
+                self._tpm.persist(primary, SRK_HANDLE)
+            except HandleOccupiedError:
+                # somebody else was faster; `read` refuses what is no storage key
+                public = self.read()
+                if public is None:
+                    raise
+            else:
+                public = self._public = primary.public
+        return public
 
 
 def _check(public: PublicArea) -> None:
-    if not public.is_storage_key:
+    if not public.is_storage_key or Attribute.FIXEDTPM not in public.attributes:
         raise HandleOccupiedError(
-            f"the storage root key's handle {SRK_HANDLE:#010x} holds something else: {public.algorithm} with "
-            f"{', '.join(public.attribute_words)}",
+            f"the storage root key's handle {SRK_HANDLE:#010x} is occupied by something else: {public}",
             hint=f"find out whose it is; if nobody needs it, remove it: tpm2_evictcontrol -C o -c {SRK_HANDLE:#010x}",
             handle=SRK_HANDLE,
         )

@@ -37,9 +37,7 @@ def storage_root_template() -> bytes:
     public = _ecc(
         TPM2_ECC.NIST_P256,
         BORN_INSIDE | Attribute.USERWITHAUTH | Attribute.NODA | Attribute.RESTRICTED | Attribute.DECRYPT,
-        TPMT_SYM_DEF_OBJECT(
-            algorithm=TPM2_ALG.AES, keyBits=TPMU_SYM_KEY_BITS(aes=128), mode=TPMU_SYM_MODE(aes=TPM2_ALG.CFB)
-        ),
+        _aes_128_cfb(),
     )
     public.unique = TPMU_PUBLIC_ID(ecc=TPMS_ECC_POINT(x=_COORDINATE, y=_COORDINATE))
     return bytes(public.marshal())
@@ -52,7 +50,36 @@ def signing_template(algorithm: KeyAlgorithm, *, with_authorization: bool) -> by
         algorithm: kind and size.
         with_authorization: whether it has an authorization value, which dictionary-attack protection then guards.
     """
-    attributes = BORN_INSIDE | Attribute.SIGN | Attribute.USERWITHAUTH
+    return _signing(algorithm, BORN_INSIDE, with_authorization=with_authorization)
+
+
+def imported_template(algorithm: KeyAlgorithm, *, with_authorization: bool) -> bytes:
+    """A TLS key that existed before: as `signing_template`, but without the attributes that say it was born inside.
+
+    Its missing fixedTPM is how anybody can tell (part 1, 23.2). It cannot be duplicated out of this TPM again: that
+    takes a policy, and it has none.
+    """
+    return _signing(algorithm, Attribute(0), with_authorization=with_authorization)
+
+
+def hierarchy_parent_template(*, rsa: bool) -> bytes:
+    """The primary key that key files mean with a hierarchy as the parent: ECC P-256, or RSA-2048, with noDA.
+
+    ASN.1 Specification for TPM 2.0 Key Files, 3.1.8; both as tpm2-openssl makes them.
+    """
+    attributes = BORN_INSIDE | Attribute.USERWITHAUTH | Attribute.NODA | Attribute.RESTRICTED | Attribute.DECRYPT
+    public = _rsa(2048, attributes, _aes_128_cfb()) if rsa else _ecc(TPM2_ECC.NIST_P256, attributes, _aes_128_cfb())
+    return bytes(public.marshal())
+
+
+def _aes_128_cfb() -> TPMT_SYM_DEF_OBJECT:
+    return TPMT_SYM_DEF_OBJECT(
+        algorithm=TPM2_ALG.AES, keyBits=TPMU_SYM_KEY_BITS(aes=128), mode=TPMU_SYM_MODE(aes=TPM2_ALG.CFB)
+    )
+
+
+def _signing(algorithm: KeyAlgorithm, origin: Attribute, *, with_authorization: bool) -> bytes:
+    attributes = origin | Attribute.SIGN | Attribute.USERWITHAUTH
     if not with_authorization:
         attributes |= Attribute.NODA
     none = TPMT_SYM_DEF_OBJECT(algorithm=TPM2_ALG.NULL)
