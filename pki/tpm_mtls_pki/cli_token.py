@@ -29,7 +29,7 @@ def token() -> None:
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="F",
-    help="Write it to a file that only this user can read, instead of printing it.",
+    help="Write DEVICE:TOKEN, for keygen first-boot, to a file that only this user can read, instead of printing it.",
 )
 @json_option
 def create(ca_dir: Path, *, device: str, ttl: str, out: Path | None, as_json: bool) -> None:
@@ -44,7 +44,8 @@ def create(ca_dir: Path, *, device: str, ttl: str, out: Path | None, as_json: bo
     with open_authority(ca_dir) as authority, authority.database.writing() as connection:
         number, text = tokens.create(connection, check_device_name(device), ttl=lifetime, now=now)
         if out is not None:
-            write_atomic(out, f"{text}\n".encode(), mode=PRIVATE_FILE)  # in the transaction: no file, no token
+            # all that HTTP Basic needs; in the transaction: no file, no token
+            write_atomic(out, f"{device}:{text}\n".encode(), mode=PRIVATE_FILE)
     data = {"id": number, "device": device, "expires_at": (now + lifetime).isoformat()}
     data |= {"out": str(out)} if out is not None else {"token": text}
     answer(data, str(out) if out is not None else text, as_json=as_json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,7 @@ def make_csr() -> tuple[bytes, bytes]:
 def test_cacerts_returns_the_ca_certificates(ca: LyingCa) -> None:
     found = client(ca).ca_certificates(now=NOW)
 
+    assert not isinstance(found, Later)
     assert set(found) == {ca.root.certificate, ca.issuing.certificate}
 
 
@@ -260,7 +262,6 @@ def test_an_older_protocol_is_refused(ca: LyingCa) -> None:
 def test_a_port_that_does_not_speak_tls_is_no_handshake(ca: LyingCa) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"https://localhost:{server.getsockname()[1]}"
-        import threading
 
         def greet() -> None:
             connection, _ = server.accept()
@@ -270,7 +271,7 @@ def test_a_port_that_does_not_speak_tls_is_no_handshake(ca: LyingCa) -> None:
 
         greeter = threading.Thread(target=greet)
         greeter.start()
-        with pytest.raises(HandshakeError, match="TLS connection to the CA at .* failed: "):
+        with pytest.raises(HandshakeError, match=r"TLS connection to the CA at .* failed: "):
             client(ca, url=url).ca_certificates(now=NOW)
         greeter.join()
 

@@ -20,9 +20,10 @@ import threading
 import time
 from collections import defaultdict, deque
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -90,6 +91,18 @@ def _builder(
     )
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """What is to be wrong with a certificate."""
+
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+    issuer: Authority | None = None
+    name: str | None = None
+    public_key: ec.EllipticCurvePublicKey | None = None
+    usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH
+
+
 class Exchange:
     """One request, and the ways to answer it."""
 
@@ -118,8 +131,8 @@ class Exchange:
         with suppress(OSError):
             socket.socket.shutdown(self.handler.connection, socket.SHUT_RDWR)
 
-    def truth(self, **issue: Any) -> None:
-        """The honest answer; ``issue`` changes the certificate, see `LyingCa.issue`."""
+    def truth(self, wrong: Wrong | None = None) -> None:
+        """The honest answer, or one whose certificate is ``wrong``."""
         if self.operation == "cacerts":
             self.send_certificates([self.ca.issuing.certificate, self.ca.root.certificate])
             return
@@ -128,7 +141,7 @@ class Exchange:
         if device is None:
             self.send(b"the token is wrong or used\n", code=401, content_type="text/plain", www_authenticate="Basic")
             return
-        self.send_certificates([self.ca.issue(csr, device, **issue)])
+        self.send_certificates([self.ca.issue(csr, device, wrong)])
 
 
 class LyingCa:
@@ -155,17 +168,18 @@ class LyingCa:
         self._answered: dict[str, tuple[bytes, x509.Certificate]] = {}
         self._script: dict[str, deque[Callable[[Exchange], None]]] = defaultdict(deque)
         self._lock = threading.Lock()
+        self.stopping = threading.Event()
         self.present()
         self._server = _Server(self)
         self.url = f"https://localhost:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
-    def __enter__(self) -> LyingCa:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.stopping.set()
+        self.stopping.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -176,7 +190,7 @@ class LyingCa:
         path.chmod(mode)
         return path
 
-    def make_token(self, device: str, token: str = "correct-horse") -> Path:
+    def make_token(self, device: str, token: str = "correct-horse") -> Path:  # noqa: S107 - a test's
         """A token for ``device``, in a file as ``tpm-mtls pki token create --out`` writes it."""
         self._tokens[device] = token
         return self.write(f"{device}.token", f"{device}:{token}\n".encode())
@@ -231,36 +245,25 @@ class LyingCa:
         used = self._answered.get(device)
         return device if used is None or used[0] == key else None
 
-    def issue(
-        self,
-        csr: x509.CertificateSigningRequest,
-        device: str,
-        *,
-        not_before: datetime | None = None,
-        not_after: datetime | None = None,
-        issuer: Authority | None = None,
-        name: str | None = None,
-        public_key: ec.EllipticCurvePublicKey | None = None,
-        usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH,
-    ) -> x509.Certificate:
+    def issue(self, csr: x509.CertificateSigningRequest, device: str, wrong: Wrong | None = None) -> x509.Certificate:
         """A certificate for ``device``; the same one again for the same key, as long as it was the truth."""
-        changed = any((not_before, not_after, issuer, name, public_key)) or usage != ExtendedKeyUsageOID.CLIENT_AUTH
         key = csr.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        if not changed and device in self._answered:
+        if wrong is None and device in self._answered:
             return self._answered[device][1]
-        subject = public_key or csr.public_key()
-        certificate = (issuer or self.issuing).sign(
+        lie = wrong or Wrong()
+        name = lie.name or device
+        certificate = (lie.issuer or self.issuing).sign(
             _builder(
-                x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name or device)]),
-                subject,  # type: ignore[arg-type] - a CSR's key may be of a kind that cannot issue
-                not_before or self.now - DAY,
-                not_after or self.now + 90 * DAY,
+                x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]),
+                lie.public_key or csr.public_key(),  # type: ignore[arg-type]  # a CSR's key may be none that signs
+                lie.not_before or self.now - DAY,
+                lie.not_after or self.now + 90 * DAY,
             )
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name or device)]), critical=False)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([lie.usage]), critical=False)
         )
         self.issued.append(certificate)
-        if not changed:
+        if wrong is None:
             self._answered[device] = (key, certificate)
         return certificate
 
@@ -278,17 +281,16 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, ca: LyingCa) -> None:
         self.ca = ca
-        self.stopping = threading.Event()
         super().__init__(("127.0.0.1", 0), _Handler)
 
-    def finish_request(self, request: Any, client_address: Any) -> None:
+    def finish_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]  # only TCP
         request.settimeout(10)
-        with suppress(OSError):  # a client that does not trust us, or has enough, ends the connection
-            with self.ca.context.wrap_socket(request, server_side=True) as connection:
-                super().finish_request(connection, client_address)
+        # a client that does not trust us, or has enough, ends the connection
+        with suppress(OSError), self.ca.context.wrap_socket(request, server_side=True) as connection:
+            _Handler(connection, client_address, self)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        raise AssertionError("the lying CA failed")
+    def handle_error(self, *_: object) -> None:
+        raise AssertionError("the lying CA failed")  # pytest reports what ends a thread
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -306,13 +308,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.ca.answer(Exchange(self.server.ca, self, body))
 
 
-def truth(**issue: Any) -> Callable[[Exchange], None]:
-    """The honest answer, or one with another certificate (see `LyingCa.issue`)."""
-    return lambda exchange: exchange.truth(**issue)
+def truth(wrong: Wrong | None = None) -> Callable[[Exchange], None]:
+    """The honest answer, or one whose certificate is ``wrong``."""
+    return lambda exchange: exchange.truth(wrong)
 
 
 def status(
-    code: int, text: str = "", *, content_type: str = "text/plain", **headers: Any
+    code: int, text: str = "", *, content_type: str = "text/plain", **headers: str | int
 ) -> Callable[[Exchange], None]:
     """An HTTP status with a text; headers such as ``retry_after=3``."""
     return lambda exchange: exchange.send(
@@ -352,7 +354,7 @@ def foreign_chain() -> Callable[[Exchange], None]:
 
 def other_key() -> Callable[[Exchange], None]:
     """A certificate for a key that nobody asked for."""
-    return lambda exchange: exchange.truth(public_key=ec.generate_private_key(ec.SECP256R1()).public_key())
+    return lambda exchange: exchange.truth(Wrong(public_key=ec.generate_private_key(ec.SECP256R1()).public_key()))
 
 
 def cut_connection() -> Callable[[Exchange], None]:
@@ -392,7 +394,7 @@ def trickle(interval: float, *, headers: bool) -> Callable[[Exchange], None]:
         if not headers:
             out.write(b"Content-Type: application/pkcs7-mime\r\nContent-Length: 9999\r\n\r\n")
         with suppress(OSError):
-            while not exchange.handler.server.stopping.is_set():  # type: ignore[attr-defined] - it is our _Server
+            while not exchange.ca.stopping.is_set():
                 out.write(b"A")
                 time.sleep(interval)
         exchange.handler.close_connection = True
@@ -405,7 +407,7 @@ def silent() -> Callable[[Exchange], None]:
 
     def answer(exchange: Exchange) -> None:
         exchange.handler.connection.settimeout(0.05)
-        while not exchange.handler.server.stopping.is_set():  # type: ignore[attr-defined] - it is our _Server
+        while not exchange.ca.stopping.is_set():
             with suppress(TimeoutError):
                 if not exchange.handler.connection.recv(1):
                     break
