@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import select
 import ssl
-import threading
+import time
 import weakref
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,40 +18,103 @@ from tpm_mtls.openssl import contexts, provider
 from tpm_mtls.own_key import OwnKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from tpm_mtls.errors import TpmMtlsError
     from tpm_mtls.own_key import Source
 
-_ONE_HANDSHAKE = threading.Lock()
-"""For providers older than 1.3, which have no lock of their own around the TPM connection."""
-
 
 class _IdentitySocket(ssl.SSLSocket):
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the parent's signature
-        with _signing(self.context):
-            super().do_handshake(block)
+        with _handshake(self.context) as turn:
+            if turn is None:
+                super().do_handshake(block)
+            else:
+                in_turns(self, super().do_handshake, turn, block=block)
+
+    def read(self, *arguments: Any) -> Any:  # noqa: ANN401 - the parent's signature
+        with _explained(self.context):
+            return super().read(*arguments)
 
 
 class _IdentityObject(ssl.SSLObject):
     def do_handshake(self) -> None:
-        with _signing(self.context):
+        with _handshake(self.context) as turn, turn or contextlib.nullcontext():
             super().do_handshake()
 
+    def read(self, *arguments: Any) -> Any:  # noqa: ANN401 - the parent's signature
+        with _explained(self.context):
+            return super().read(*arguments)
 
-@contextmanager
-def _signing(context: ssl.SSLContext) -> Iterator[None]:
-    own = context.own_key if isinstance(context, IdentityContext) else None
+
+@contextlib.contextmanager
+def _handshake(context: ssl.SSLContext) -> Iterator[AbstractContextManager[object] | None]:
+    own = _own_key(context)
     if own is None:
-        yield
+        yield None
         return
     own.begin_handshake()
     try:
-        yield
-    except ssl.SSLError as error:
-        own.explain(error)
+        with _explained(context):
+            yield own.turn
     finally:
         own.end_handshake()
+
+
+@contextlib.contextmanager
+def _explained(context: ssl.SSLContext) -> Iterator[None]:
+    try:
+        yield
+    except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        raise
+    except ssl.SSLError as error:
+        own = _own_key(context)
+        if own is None:
+            raise
+        own.explain(error)
+
+
+def _own_key(context: ssl.SSLContext) -> OwnKey | None:
+    return getattr(context, "own_key", None)  # a server-name callback may have chosen another context
+
+
+def in_turns(
+    connection: ssl.SSLSocket, handshake: Callable[[], None], turn: AbstractContextManager[object], *, block: bool
+) -> None:
+    """A handshake of which every step holds ``turn``, and no waiting for the peer: that may be another thread's turn.
+
+    Raises:
+        TimeoutError: the socket's timeout has passed.
+        OSError: as the handshake.
+    """
+    timeout = connection.gettimeout()
+    if timeout == 0 and not block:
+        with turn:
+            handshake()
+        return
+    deadline = time.monotonic() + timeout if timeout else None
+    connection.settimeout(0)
+    try:
+        while (wanted := _step(handshake, turn)) is not None:
+            poll = select.poll()
+            poll.register(connection, wanted)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            if not poll.poll(left):
+                raise TimeoutError("the handshake timed out")
+    finally:
+        connection.settimeout(timeout)
+
+
+def _step(handshake: Callable[[], None], turn: AbstractContextManager[object]) -> int | None:
+    try:
+        with turn:
+            handshake()
+    except ssl.SSLWantReadError:
+        return select.POLLIN
+    except ssl.SSLWantWriteError:
+        return select.POLLOUT
+    return None
 
 
 class IdentityContext(ssl.SSLContext):
@@ -172,7 +236,7 @@ class IdentityContext(ssl.SSLContext):
         with self._ready():
             return super()._wrap_bio(*arguments, **options)  # type: ignore[misc]  # private, so not in typeshed
 
-    @contextmanager
+    @contextlib.contextmanager
     def _ready(self) -> Iterator[None]:
         if self.own_key is None:
             yield
@@ -209,8 +273,6 @@ def _release_keys() -> None:
 
 
 def _after_fork() -> None:
-    global _ONE_HANDSHAKE  # noqa: PLW0603 - another thread of the parent may have held it
-    _ONE_HANDSHAKE = threading.Lock()
     provider.after_fork()
     for context in list(_living):
         if context.own_key is not None:

@@ -24,6 +24,7 @@ from tpm_mtls.tcti import resolve_tcti
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from tpm_mtls.authorization import Secret
@@ -32,11 +33,19 @@ if TYPE_CHECKING:
     from tpm_mtls.openssl.keys import LoadedKey
     from tpm_mtls.openssl.provider import TpmConnection
 
-_OWN_SIGNATURE_FAILED = {"EVP_LIB", "INTERNAL_ERROR"}
-"""What OpenSSL says when it could not sign: all that is left of the provider's error by then."""
+_OWN_FAILURES = {"INTERNAL_ERROR", "NO_SUITABLE_SIGNATURE_ALGORITHM", "NO_SHARED_CIPHER"}
+"""What OpenSSL says when it could not sign, or not even begin to; ``EVP lib`` has no name in Python's table."""
 
-_SIGNATURE_DISLIKED = {"SSLV3_ALERT_DECRYPT_ERROR", "TLSV1_ALERT_DECRYPT_ERROR"}
-"""What the peer says to a signature that another key made."""
+_PEER_COMPLAINTS = {
+    "SSLV3_ALERT_DECRYPT_ERROR",  # a signature of another key
+    "TLSV1_ALERT_DECRYPT_ERROR",  # the same in another version's words
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED",  # a client without a usable key sends no certificate, and says nothing
+    "SSLV3_ALERT_HANDSHAKE_FAILURE",  # the same in TLS 1.2
+}
+"""What the peer says when the own key may be to blame."""
+
+_BAD_OBJECT = 0x70018
+"""TSS2_ESYS_RC_BAD_TR: the ESAPI has dropped the object, because loading the same handle again found nothing there."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +83,9 @@ class OwnKey:
         self._last_gone: KeyGoneError | None = None
 
     @property
-    def one_thread_only(self) -> bool:
-        """Whether no two handshakes may sign at the same time (a provider older than 1.3)."""
-        return self._connection is not None and self._connection.one_thread_only
+    def turn(self) -> AbstractContextManager[object] | None:
+        """To be held at each step of a handshake; none for a provider that does not need it."""
+        return self._connection.turn if self._connection else None
 
     def load(self) -> None:
         """Reads certificate and key, and installs both or neither.
@@ -104,9 +113,9 @@ class OwnKey:
                 return None
             public, private = contexts.key_pair(self._ssl_ctx)
             try:
-                signature = keys.sign_test_message(private, self._connection.libctx, self._signing_error)
+                signature = self._sign(private, self._connection)
             except TpmMtlsError as error:
-                return error
+                return _bare(error)
             if keys.verify_test_message(public, signature):
                 return None
         return self._gone("another one is in its place")
@@ -123,18 +132,17 @@ class OwnKey:
                     self._load(abandon=True)
 
     def explain(self, error: ssl.SSLError) -> NoReturn:
-        """Raises a handshake's ``error``, its cause a `TpmMtlsError` if the own key is to blame.
+        """Raises the ``error`` of a handshake, its cause a `TpmMtlsError` if the own key is to blame.
 
-        A key that is gone has been loaded again by then. Only failures of the own signature cost TPM commands: a peer
-        cannot make this one busy with handshakes that it breaks off.
+        A key that is gone has been loaded again by then. Only failures that the own key can cause are looked into: a
+        test signature for each handshake that a port scanner breaks off would keep the TPM busy.
         """
-        own = error.reason in _OWN_SIGNATURE_FAILED
-        if self._connection is None or not (own or error.reason in _SIGNATURE_DISLIKED):
+        own = error.reason in _OWN_FAILURES or "EVP lib" in str(error)
+        if self._connection is None or not (own or error.reason in _PEER_COMPLAINTS):
             raise error
         with self.guard:
             cause = self.diagnose()
-            if isinstance(cause, KeyGoneError):
-                self._last_gone = cause
+            if isinstance(cause, (KeyGoneError, TpmUnavailableError)):
                 cause = self._load_again(cause)
             elif cause is None and own:
                 cause = self._last_gone  # another thread has loaded it again in the meantime
@@ -167,13 +175,13 @@ class OwnKey:
             contexts.abandon_key(self._ssl_ctx)
             self._of_parent = True
 
-    def _load_again(self, gone: KeyGoneError) -> TpmMtlsError:
+    def _load_again(self, cause: KeyGoneError | TpmUnavailableError) -> TpmMtlsError:
         try:
             self._load(abandon=True)
         except TpmMtlsError as failure:
-            failure.__cause__ = gone
-            return failure
-        return gone
+            return _bare(failure)
+        self._last_gone = cause if isinstance(cause, KeyGoneError) else self._gone("the connection to it broke")
+        return self._last_gone
 
     def _load(self, *, abandon: bool) -> None:
         path = self._source.identity.certificate
@@ -192,14 +200,17 @@ class OwnKey:
         key, authorization = self._source.identity.key, self._source.authorization
         if isinstance(key, KeyFile) and not key.is_tss2():
             return keys.load_software_key(key, authorization), None
-        tcti = resolve_tcti(self._source.tcti)
-        connection = provider.connect(tcti)
+        connection = provider.connect(resolve_tcti(self._source.tcti))
         try:
-            return keys.load_tpm_key(key, connection, authorization), connection
+            return self._load_tpm_key(connection), connection
         except TpmUnavailableError:
             # a resource manager that was restarted has closed the old connection
-            connection = provider.connect(tcti, instead_of=connection)
-            return keys.load_tpm_key(key, connection, authorization), connection
+            connection = provider.connect(connection.tcti, instead_of=connection)
+            return self._load_tpm_key(connection), connection
+
+    def _load_tpm_key(self, connection: TpmConnection) -> LoadedKey:
+        with connection.loading, provider.turn(connection):
+            return keys.load_tpm_key(self._source.identity.key, connection, self._source.authorization)
 
     def _check_type(self, loaded: LoadedKey) -> None:
         if self._loaded and contexts.key_type(self._ssl_ctx) != keys.key_type(loaded.pkey):
@@ -211,7 +222,11 @@ class OwnKey:
 
     def _check_authorization(self, loaded: LoadedKey, connection: TpmConnection | None) -> None:
         if loaded.asked and connection is not None:
-            keys.sign_test_message(loaded.pkey, connection.libctx, self._signing_error)
+            self._sign(loaded.pkey, connection)
+
+    def _sign(self, pkey: int, connection: TpmConnection) -> bytes:
+        with provider.turn(connection):
+            return keys.sign_test_message(pkey, connection.libctx, self._signing_error)
 
     def _install(self, chain: Chain, loaded: LoadedKey) -> None:
         if not contexts.use(self._ssl_ctx, chain.leaf, chain.issuers, loaded.pkey):
@@ -228,7 +243,7 @@ class OwnKey:
                 f"the key {key} does not sign: {text}", hint="try it with openssl: tpm-mtls openssl-env --help"
             )
         error = tpm_error(rc, doing=f"sign with the key {key}", tcti=resolve_tcti(self._source.tcti))
-        if isinstance(error, HandleNotFoundError):
+        if isinstance(error, HandleNotFoundError) or rc == _BAD_OBJECT:
             return self._gone(describe(rc), rc)
         if isinstance(error, AuthorizationError) and self._source.authorization is None:
             return AuthorizationError(
@@ -238,7 +253,13 @@ class OwnKey:
 
     def _gone(self, why: str, rc: int = 0) -> KeyGoneError:
         return KeyGoneError(
-            f"the key {self._source.identity.key} was loaded and is no longer in the TPM ({why})",
+            f"the key {self._source.identity.key} that was loaded is gone ({why})",
             hint="load it again; programs that use the client do so by themselves",
             rc=rc,
         )
+
+
+def _bare(error: TpmMtlsError) -> TpmMtlsError:
+    """Without its way here, in which a TLS socket and so its context and the key would live on."""
+    error.__context__ = None
+    return error.with_traceback(None)

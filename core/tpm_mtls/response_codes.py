@@ -1,8 +1,8 @@
 """TPM and TSS response codes as errors.
 
 Layout of a code: TPM 2.0 Library part 2 rev 1.59, 6.6 (format zero and format one), and TSS 2.0 Overview rev 1.0,
-table 7 for the layer in bits 16 to 23. Both the ESAPI (`tpm_mtls.tpm`) and OpenSSL's provider (`tpm_mtls.openssl`) report these
-numbers, so this table is the one place that says what they mean.
+table 7 for the layer in bits 16 to 23. Both the ESAPI (`tpm_mtls.tpm`) and OpenSSL's provider (`tpm_mtls.openssl`)
+report these numbers, so this table is the one place that says what they mean.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def tpm_error(rc: int, *, doing: str, tcti: str) -> TpmMtlsError:
     if rc == _TCTI_NOT_SUPPORTED:
         return TpmUnavailableError(
             f"libtss2 cannot use the transport of {tcti}: it is not installed, or its service does not run",
-            hint=f"install the package of libtss2-tcti-{tcti.partition(':')[0]}, or name another --tcti",
+            hint=f"install the package of libtss2-tcti-{tcti.removeprefix('pcap:').partition(':')[0]}, or name another --tcti",
             tcti=tcti,
         )
     layer = rc >> _LAYER_SHIFT

@@ -58,6 +58,10 @@ def load_tpm_key(key: KeyReference, connection: TpmConnection, authorization: Se
             pkey = _load_pem(data, connection.libctx, method)
     if pkey is None:
         raise _tpm_key_error(key, connection)
+    if isinstance(key, PersistentHandle):
+        # The ESAPI has one object per handle and does not count its users: freeing this key would take it away from
+        # every other context with the same key. It takes no room in the TPM, so it is never freed.
+        openssl().EVP_PKEY_up_ref(pkey)
     return LoadedKey(pkey, bool(asked))
 
 

@@ -7,13 +7,13 @@ one of its keys for longer than anybody knows.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
 import sys
 import threading
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from tpm_mtls.response_codes import tpm_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 _MODULES_DIR = 1003  # OPENSSL_INFO_MODULES_DIR
 _UTF8_PTR = 6  # OSSL_PARAM_UTF8_PTR
@@ -41,16 +42,21 @@ class TpmConnection:
         libctx: its address.
         tcti: where its TPM is.
         version: the provider's version.
+        turn: to be held while its keys are used, where the provider has no lock of its own; else none.
+        loading: to be held while a key is loaded. The ESAPI has one object per persistent handle, so that of two
+            threads that load keys with the same parent one would close it under the other's feet.
     """
 
     libctx: int
     tcti: str
     version: tuple[int, ...]
+    turn: AbstractContextManager[object] | None
+    loading: AbstractContextManager[object] = field(default_factory=threading.Lock)
 
-    @property
-    def one_thread_only(self) -> bool:
-        """Whether its keys must not be used by two threads at the same time."""
-        return self.version < _THREADS_VERSION
+
+def turn(connection: TpmConnection | None) -> AbstractContextManager[object]:
+    """What to hold while keys of ``connection`` are used."""
+    return contextlib.nullcontext() if connection is None or connection.turn is None else connection.turn
 
 
 def connect(tcti: str, *, instead_of: TpmConnection | None = None) -> TpmConnection:
@@ -109,7 +115,7 @@ def _load(tcti: str, folder: Path) -> TpmConnection:
     except BaseException:
         library.OSSL_LIB_CTX_free(libctx)
         raise
-    return TpmConnection(libctx, tcti, version)
+    return TpmConnection(libctx, tcti, version, threading.RLock() if version < _THREADS_VERSION else None)
 
 
 def _load_providers(libctx: int, tcti: str, folder: Path) -> tuple[int, ...]:
@@ -129,7 +135,7 @@ def _load_providers(libctx: int, tcti: str, folder: Path) -> tuple[int, ...]:
     return version
 
 
-@contextmanager
+@contextlib.contextmanager
 def _provider_environment(tcti: str) -> Iterator[None]:
     """The provider reads its TCTI from the environment, and only while it is loaded."""
     # libtss2 writes its own lines to stderr otherwise; it looks at this at its first message, which may come later
