@@ -13,7 +13,8 @@ from tpm_mtls.errors import UsageError
 from tpm_mtls_pki.cli_common import ca_dir_option, passphrase_option
 
 if TYPE_CHECKING:
-    from tpm_mtls_pki.profiles import LeafKey, Subject
+    from tpm_mtls_pki.csr import CheckedCsr
+    from tpm_mtls_pki.profiles import Subject
 
 
 @click.command(
@@ -58,18 +59,18 @@ def issue(  # noqa: PLR0913 - one argument for each option
     from tpm_mtls_pki.records import serial_text  # noqa: PLC0415 - the same
 
     subject = _subject(profile, names, addresses)
-    key, ignored = _key(csr, public_key)
+    checked = _key(csr, public_key)
     with open_authority(ca_dir) as authority:
         issuer = authority.unlock(read_secret(passphrase, what="passphrase"))
         registrar = issuance.Registrar(authority, issuer, utc_now)
-        issued = registrar.issue(PROFILES[profile], subject, key, ignored)
+        issued = registrar.issue(PROFILES[profile], subject, checked)
         pem = certificates_pem([issued.certificate, authority.issuing])
     if out is not None:
         write_atomic(out, pem)
-    for request in ignored:
+    for request in issued.ignored:
         click.echo(f"tpm-mtls: ignored in the request: {request}", err=True)
     serial = serial_text(issued.certificate)
-    data = {"serial": serial, "subject": subject.name, "ignored": ignored, "pem": pem.decode()}
+    data = {"serial": serial, "subject": subject.name, "ignored": issued.ignored, "pem": pem.decode()}
     answer(data, f"{out}\n{serial}" if out else pem.decode().rstrip(), as_json=as_json)
 
 
@@ -91,13 +92,12 @@ def _subject(profile: str, names: tuple[str, ...], addresses: tuple[str, ...]) -
     return Subject(name=checked[0] if checked else str(parsed[0]), dns=checked, addresses=parsed)
 
 
-def _key(csr: Path | None, public_key: Path | None) -> tuple[LeafKey, tuple[str, ...]]:
+def _key(csr: Path | None, public_key: Path | None) -> CheckedCsr:
     from tpm_mtls.files import read_capped  # noqa: PLC0415 - `pki --help` stays quick
-    from tpm_mtls_pki.csr import check_csr, parse_public_key  # noqa: PLC0415 - the same
+    from tpm_mtls_pki.csr import CheckedCsr, check_csr, parse_public_key  # noqa: PLC0415 - the same
 
     if csr is not None and public_key is None:
-        checked = check_csr(read_capped(csr))
-        return checked.public_key, checked.ignored
+        return check_csr(read_capped(csr))
     if public_key is not None and csr is None:
-        return parse_public_key(read_capped(public_key)), ()
+        return CheckedCsr(parse_public_key(read_capped(public_key)))
     raise UsageError("a CSR or a public key is needed", hint="give either --csr or --public-key")

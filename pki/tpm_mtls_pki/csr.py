@@ -29,6 +29,7 @@ _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _NOTES = 10  # what a CSR asked for is noted in the audit log: this many lines, each this long
 _NOTE_LENGTH = 120
 
+_SAN = "SubjectAlternativeName"
 _KEY_HINT = "use a P-256, P-384 or RSA-2048 to RSA-4096 key"
 
 
@@ -42,7 +43,11 @@ class CheckedCsr:
     """
 
     public_key: LeafKey
-    ignored: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+
+    def foreign(self, name: str) -> tuple[str, ...]:
+        """What of `ignored` is not just the name that the certificate has anyway."""
+        return tuple(note for note in self.ignored if note not in {f"subject CN={name}", f"{_SAN} {name}"})
 
 
 def check_csr(data: bytes) -> CheckedCsr:
@@ -136,6 +141,6 @@ def _describe(extension: x509.Extension[x509.ExtensionType]) -> str:
     if isinstance(value, x509.BasicConstraints):
         return f"{critical}BasicConstraints CA:{str(value.ca).upper()}"
     if isinstance(value, x509.SubjectAlternativeName):
-        return f"{critical}SubjectAlternativeName {' '.join(str(name.value) for name in value)}"
+        return f"{critical}{_SAN} {' '.join(str(name.value) for name in value)}"
     known = not isinstance(value, x509.UnrecognizedExtension)
     return f"{critical}{type(value).__name__ if known else extension.oid.dotted_string}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tpm_mtls_pki.authority import Authority
     from tpm_mtls_pki.clock import Clock
-    from tpm_mtls_pki.profiles import Issuer, LeafKey, Profile, Subject
+    from tpm_mtls_pki.profiles import Issuer, Profile, Subject
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,15 @@ class Registrar:
                 return permit
             return self._decide(connection, permit, checked)
 
-    def issue(self, profile: Profile, subject: Subject, public_key: LeafKey, ignored: tuple[str, ...]) -> Issued:
-        """Issues a certificate that an administrator asked for.
+    def issue(self, profile: Profile, subject: Subject, csr: CheckedCsr) -> Issued:
+        """Issues a certificate that an administrator asked for; ``csr`` may be a bare key that was checked.
 
         Raises:
             CsrRefusedError: the key is somebody else's, compromised, or the CA's own.
             CertificateExpiredError: the issuing CA's own certificate has ended.
             StorageError: the store does not answer; nothing was issued.
         """
-        digest = key_digest(public_key)
+        digest = key_digest(csr.public_key)
         with self.authority.database.writing() as connection:
             reason = policy.judge_key_use(
                 profile.name,
@@ -112,7 +112,7 @@ class Registrar:
                 raise CsrRefusedError(
                     f"the key is refused: {reason.value}", hint="make a new key: tpm-mtls keygen create"
                 )
-            return self._sign(connection, profile, subject, CheckedCsr(public_key, ignored), "administrator")
+            return self._sign(connection, profile, subject, csr, "administrator")
 
     def _authorize(self, connection: Connection, credentials: Credentials, *, renewal: bool) -> Permit | Refusal:
         given = credentials.certificate
@@ -132,7 +132,9 @@ class Registrar:
         if isinstance(decision, Again):
             record = next(record for record in known if record.serial == decision.serial)
             audit.append(connection, "certificate-sent-again", permit.device, {"serial": record.serial}, now=now)
-            return Issued(record.certificate, permit.device, permit.grounds, again=True, ignored=csr.ignored)
+            return Issued(
+                record.certificate, permit.device, permit.grounds, again=True, ignored=csr.foreign(permit.device)
+            )
         if isinstance(decision, Refusal):
             return decision
         token = permit.token
@@ -150,7 +152,7 @@ class Registrar:
         now = self.clock()
         check_dates(self.issuer.certificate, now=now, what="the issuing CA's certificate")
         certificate = profiles.build_leaf(profile, subject, csr.public_key, self.issuer, now=now)
-        digest = key_digest(csr.public_key)
+        digest, ignored = key_digest(csr.public_key), csr.foreign(subject.name)
         serial = records.add(
             connection,
             certificate,
@@ -160,9 +162,9 @@ class Registrar:
             grounds=grounds,
             now=now,
         )
-        detail = {"serial": serial, "profile": profile.name, "key": digest, "grounds": grounds, "ignored": csr.ignored}
+        detail = {"serial": serial, "profile": profile.name, "key": digest, "grounds": grounds, "ignored": ignored}
         audit.append(connection, "certificate-issued", subject.name, detail, now=now)
-        return Issued(certificate, subject.name, grounds, again=False, ignored=csr.ignored)
+        return Issued(certificate, subject.name, grounds, again=False, ignored=ignored)
 
     def _ca_keys(self) -> frozenset[str]:
         return _ca_key_digests(self.authority)

@@ -15,6 +15,7 @@ crlDistribution   no        -                           the root's CRL          
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -156,9 +157,14 @@ def _sign(builder: x509.CertificateBuilder, issuer: Issuer) -> x509.Certificate:
 
 def _builder(subject: x509.Name, public_key: LeafKey, *, now: datetime, not_after: datetime) -> x509.CertificateBuilder:
     builder = x509.CertificateBuilder().subject_name(subject).public_key(public_key)
-    builder = builder.serial_number(x509.random_serial_number())  # 20 bytes, positive: RFC 5280, 4.1.2.2
+    builder = builder.serial_number(_random_serial())
     builder = builder.not_valid_before(now - BACKDATE).not_valid_after(not_after)
     return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+
+
+def _random_serial() -> int:
+    """158 random bits in always 20 bytes, positive (RFC 5280, 4.1.2.2)."""
+    return 1 << 158 | secrets.randbits(158)
 
 
 def _add_ca_extensions(builder: x509.CertificateBuilder, *, path_length: int) -> x509.CertificateBuilder:

@@ -27,7 +27,8 @@ from tpm_mtls_pki import crl
 from tpm_mtls_pki.authority import CHAIN, CRL
 from tpm_mtls_pki.connections import ConnectionWatch
 from tpm_mtls_pki.crl import ISSUING_LIFETIME
-from tpm_mtls_pki.est_server import EstServer
+from tpm_mtls_pki.csr import CheckedCsr
+from tpm_mtls_pki.est_server import BODY_TIMEOUT, EstServer
 from tpm_mtls_pki.profiles import SERVER, Subject
 
 if TYPE_CHECKING:
@@ -41,15 +42,9 @@ if TYPE_CHECKING:
 SERVER_FILE: Final = "serve.pem"
 """The EST server's own key and chain, made at every start; mode 0600."""
 
-HANDSHAKE_TIMEOUT: Final = 10.0
-IDLE_TIMEOUT: Final = 15.0
-DRAIN_TIMEOUT: Final = 10.0
-MAINTENANCE: Final = 2.0
-"""Seconds: for a TLS handshake; for a request's headers, or between two requests; for requests in progress when the
-server ends; between two looks whether a CRL or the server's certificate is due."""
-
 _LOOPBACK = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
 _LOCK = ".serve.lock"
+_SHUTDOWN_TIMEOUT = 1.0  # seconds for the peer's TLS close_notify
 
 _log = logging.getLogger(__name__)
 
@@ -63,12 +58,22 @@ class ServeOptions:
         port: TCP port, 0 for any free one.
         name: the host name in the server's certificate.
         minimum_version: lowest TLS version that is spoken.
+        handshake_timeout: seconds for a TLS handshake.
+        idle_timeout: seconds for a request's headers, for a pause between two requests, for reading an answer.
+        body_timeout: seconds for a request's body.
+        drain_timeout: seconds for requests in progress when the server ends.
+        maintenance_interval: seconds between two looks whether a CRL or the server's certificate is due.
     """
 
-    host: str
-    port: int
-    name: str
+    host: str = "127.0.0.1"
+    port: int = 0
+    name: str = "localhost"
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+    handshake_timeout: float = 10.0
+    idle_timeout: float = 15.0
+    body_timeout: float = BODY_TIMEOUT
+    drain_timeout: float = 10.0
+    maintenance_interval: float = 2.0
 
 
 def serve(registrar: Registrar, options: ServeOptions, *, ready: Callable[[str], None]) -> None:
@@ -78,24 +83,44 @@ def serve(registrar: Registrar, options: ServeOptions, *, ready: Callable[[str],
         StateError: another process serves this CA, or the address is not to be had.
         StorageError: the CA's folder cannot be written.
     """
-    with _alone(registrar.authority.folder):
-        asyncio.run(_Service(registrar, options).run(ready))
+    asyncio.run(_until_signalled(Service(registrar, options), ready))
 
 
-class _Service:
+async def _until_signalled(service: Service, ready: Callable[[str], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.stop)
+    loop.add_signal_handler(signal.SIGHUP, _log.info, "nothing to reload: the CA's state is read as it changes")
+    await service.run(ready)
+
+
+class Service:
+    """The EST server of one CA, inside a running event loop."""
+
     def __init__(self, registrar: Registrar, options: ServeOptions) -> None:
         self._registrar = registrar
         self._options = options
         self._folder = registrar.authority.folder
         self._stop = asyncio.Event()
 
+    def stop(self) -> None:
+        """Makes `run` return, after the requests in progress."""
+        self._stop.set()
+
     async def run(self, ready: Callable[[str], None]) -> None:
+        """Serves until `stop`; ``ready`` is called with the URL once connections are accepted. Errors as `serve`."""
+        with _alone(self._folder):
+            await self._run(ready)
+
+    async def _run(self, ready: Callable[[str], None]) -> None:
         renew_at = self._issue_own()
         context = self._context()
         self._maintain_crl()
-        watch = ConnectionWatch(IDLE_TIMEOUT)
-        application = EstServer(self._registrar).application(watch.middleware())
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=DRAIN_TIMEOUT)
+        watch = ConnectionWatch(self._options.idle_timeout)
+        application = EstServer(self._registrar, body_timeout=self._options.body_timeout).application(
+            watch.middleware()
+        )
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=self._options.drain_timeout)
         await runner.setup()
         server = cast("web.Server", runner.server)  # there is one after setup
         try:
@@ -105,7 +130,6 @@ class _Service:
             raise
         watcher = asyncio.create_task(watch.run(server))
         try:
-            self._handle_signals()
             ready(self._url(listener))
             await self._maintain(context, renew_at)
         finally:
@@ -120,7 +144,12 @@ class _Service:
         loop = asyncio.get_running_loop()
         try:
             return await loop.create_server(
-                server, host, port, ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT, ssl_shutdown_timeout=1.0
+                server,
+                host,
+                port,
+                ssl=context,
+                ssl_handshake_timeout=self._options.handshake_timeout,
+                ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT,
             )
         except OSError as error:
             raise StateError(
@@ -139,7 +168,7 @@ class _Service:
             except TpmMtlsError as error:
                 _log.error("%s; %s", error, error.hint)
             with suppress(TimeoutError):
-                async with asyncio.timeout(MAINTENANCE):
+                async with asyncio.timeout(self._options.maintenance_interval):
                     await self._stop.wait()
 
     def _maintain_crl(self) -> None:
@@ -157,7 +186,7 @@ class _Service:
         """Makes the server's key and certificate; returns when to do so again: at two thirds of its life."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = Subject(name=self._options.name, dns=(self._options.name,), addresses=_LOOPBACK)
-        certificate = self._registrar.issue(SERVER, subject, key.public_key(), ()).certificate
+        certificate = self._registrar.issue(SERVER, subject, CheckedCsr(key.public_key())).certificate
         pem = certificates_pem([certificate, self._registrar.authority.issuing])
         pem += key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         write_atomic(self._folder / SERVER_FILE, pem, mode=PRIVATE_FILE)
@@ -174,12 +203,6 @@ class _Service:
             client_certificates=ClientCertificates.OPTIONAL,
             clock=self._registrar.clock,
         )
-
-    def _handle_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, _log.info, "nothing to reload: the CA's state is read as it changes")
 
     def _url(self, listener: asyncio.Server) -> str:
         port = listener.sockets[0].getsockname()[1]
