@@ -180,7 +180,7 @@ class Backend:
             raise Refusal(408, "the body came too slowly", close=True) from error
         except web.HTTPRequestEntityTooLarge as error:
             raise too_large from error
-        except web.RequestPayloadError as error:
+        except web.RequestPayloadError as error:  # by aiohttp's parser in Python; the one in C says nothing until 408
             raise Refusal(400, "the body is malformed", close=True) from error
 
 

@@ -74,7 +74,14 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 - aiohttp's signature; it may repeat what the client sent
     ) -> web.StreamResponse:
-        """The answer to what is not HTTP (``status`` 400), or after a failure of this program (500)."""
+        """The answer to what is not HTTP (``status`` 400), or after a failure of this program (500).
+
+        Raises:
+            ConnectionError: ``exc`` is one: the client left, and nobody waits for an answer.
+        """
+        if isinstance(exc, ConnectionError):
+            log("client left", remote=request.remote)
+            raise exc
         if status < _SERVER_ERRORS:
             log("malformed request", remote=request.remote, status=status)
             return Refusal(status, "bad request", close=True).response()

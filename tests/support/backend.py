@@ -1,21 +1,27 @@
-"""The real backend, ``tpm-mtls server run``, as a process of its own."""
+"""The real backend: ``tpm-mtls server run`` as a process of its own, or its service in a thread of the test."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
+from tpm_mtls_server.service import Service
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import signal
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
     from pathlib import Path
 
     from tpm_mtls.identity import Identity
+    from tpm_mtls_server.settings import Settings
 
 START_TIMEOUT = 30
 STOP_TIMEOUT = 30
@@ -58,7 +64,7 @@ def running_backend(
     tcti: str | None = None,
     client_ca: Path | None = None,
 ) -> Iterator[BackendProcess]:
-    """Runs the backend with the server's ``identity`` as long as the block lasts; its database and log are in ``folder``.
+    """Runs the backend with the server's ``identity`` as long as the block lasts; database and log are in ``folder``.
 
     Args:
         folder: an existing folder.
@@ -101,3 +107,44 @@ def _first_line(process: subprocess.Popen[str]) -> str:
         process.kill()
         return ""
     return output.readline().strip()
+
+
+class BackendThread:
+    """The service in a thread of this process; ``port`` is where, on the loopback address."""
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], datetime]) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        try:
+            self.service = asyncio.run_coroutine_threadsafe(self._start(settings, clock), self._loop).result()
+        except BaseException:
+            self._end()
+            raise
+        self.port = int(self.service.url.rpartition(":")[2])
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Calls ``function`` in the event loop's thread."""
+
+        async def calling() -> None:
+            function()
+
+        asyncio.run_coroutine_threadsafe(calling(), self._loop).result(START_TIMEOUT)
+
+    def stop(self) -> None:
+        """Drains the service and ends the thread; a second call does nothing."""
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self.service.drain(), self._loop).result(STOP_TIMEOUT)
+            self._end()
+
+    @staticmethod
+    async def _start(settings: Settings, clock: Callable[[], datetime]) -> Service:
+        service = Service(settings, clock=clock)
+        service.start()
+        return service
+
+    def _end(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._loop.shutdown_default_executor(), self._loop).result(STOP_TIMEOUT)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(STOP_TIMEOUT)
+        self._loop.close()

@@ -1,4 +1,4 @@
-"""A small CA with the project's profiles (device, server, CRL), built on ``cryptography`` only: independent of ``pki``."""
+"""A small CA with the project's profiles (device, server, CRL), on ``cryptography`` only: independent of ``pki``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ DAY = timedelta(days=1)
 class DeviceCa:
     """A root and an issuing CA; ``trust`` is a PEM file with the root, then the issuing CA."""
 
-    def __init__(self, folder: Path, name: str = "Test") -> None:
+    def __init__(self, folder: Path, name: str = "Test", *, bare: bool = False) -> None:
+        """Makes the CA; a ``bare`` one has no key usage and no key identifiers in its certificates."""
+        self._bare = bare
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._root_key = ec.generate_private_key(ec.SECP384R1())
@@ -49,11 +51,18 @@ class DeviceCa:
         usages: Iterable[x509.ObjectIdentifier] | None = (ExtendedKeyUsageOID.CLIENT_AUTH,),
         begins: datetime | None = None,
         ends: datetime | None = None,
+        authority: bool = True,
     ) -> Identity:
-        """A device's identity with a software key; ``names`` and ``usages`` replace what its profile says."""
+        """A device's identity with a software key; the arguments replace what its profile says."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self.certify(
-            key.public_key(), name, names=names or [x509.DNSName(name)], usages=usages, begins=begins, ends=ends
+            key.public_key(),
+            name,
+            names=names or [x509.DNSName(name)],
+            usages=usages,
+            begins=begins,
+            ends=ends,
+            authority=authority,
         )
         return self._identity(name, key, certificate)
 
@@ -76,6 +85,7 @@ class DeviceCa:
         usages: Iterable[x509.ObjectIdentifier] | None,
         begins: datetime | None = None,
         ends: datetime | None = None,
+        authority: bool = True,
     ) -> x509.Certificate:
         """A leaf certificate by the issuing CA."""
         now = datetime.now(UTC).replace(microsecond=0)
@@ -83,7 +93,10 @@ class DeviceCa:
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         builder = builder.add_extension(_key_usage(digital_signature=True), critical=True)
-        builder = builder.add_extension(_authority(self._key), critical=False)
+        identifier = x509.SubjectKeyIdentifier.from_public_key(public_key)
+        builder = builder.add_extension(identifier, critical=False)
+        if authority:
+            builder = builder.add_extension(_authority(self._key), critical=False)
         if usages is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         return builder.sign(self._key, hashes.SHA256())
@@ -101,7 +114,8 @@ class DeviceCa:
         next_update: datetime | None = None,
         number: int | None = None,
         extensions: Sequence[tuple[x509.ExtensionType, bool]] = (),
-        hash_algorithm: hashes.SHA256 | hashes.SHA1 | None = None,
+        entry_extensions: Sequence[tuple[x509.ExtensionType, bool]] = (),
+        hash_algorithm: hashes.SHA256 | hashes.SHA3_256 | None = None,
     ) -> bytes:
         """A CRL (DER) of the issuing CA that lists the serial numbers ``revoked``; each has a higher number."""
         self._crl_number += 1
@@ -110,8 +124,10 @@ class DeviceCa:
             self.issuing.subject, this_update or now - timedelta(minutes=1), next_update or now + DAY
         )
         for serial in revoked:
-            entry = x509.RevokedCertificateBuilder(serial, now - timedelta(minutes=2)).build()
-            builder = builder.add_revoked_certificate(entry)
+            entry = x509.RevokedCertificateBuilder(serial, now - timedelta(minutes=2))
+            for value, critical in entry_extensions:
+                entry = entry.add_extension(value, critical=critical)
+            builder = builder.add_revoked_certificate(entry.build())
         builder = builder.add_extension(_authority(self._key), critical=False)
         builder = builder.add_extension(x509.CRLNumber(number or self._crl_number), critical=False)
         for value, critical in extensions:
@@ -137,8 +153,11 @@ class DeviceCa:
         builder = _certificate(name, key.public_key(), issuer_name, now - 30 * DAY, now + 3650 * DAY)
         constraints = x509.BasicConstraints(ca=True, path_length=None if issuer is None else 0)
         builder = builder.add_extension(constraints, critical=True)
-        builder = builder.add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
-        builder = builder.add_extension(_authority(signer), critical=False)
+        if not self._bare:
+            builder = builder.add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+            builder = builder.add_extension(_authority(signer), critical=False)
+            identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+            builder = builder.add_extension(identifier, critical=False)
         return builder.sign(signer, hashes.SHA384())
 
 
@@ -155,9 +174,7 @@ def serial(identity: Identity) -> int:
 def _certificate(
     name: str, public_key: PublicKey, issuer: x509.Name, begins: datetime, ends: datetime
 ) -> x509.CertificateBuilder:
-    identifier = x509.SubjectKeyIdentifier.from_public_key(public_key)
-    builder = x509.CertificateBuilder(issuer, _name(name), public_key, x509.random_serial_number(), begins, ends)
-    return builder.add_extension(identifier, critical=False)
+    return x509.CertificateBuilder(issuer, _name(name), public_key, x509.random_serial_number(), begins, ends)
 
 
 def _name(common_name: str) -> x509.Name:

@@ -1,0 +1,113 @@
+"""Who is calling, by the certificate alone."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.device_ca import DAY, DeviceCa, leaf
+from tpm_mtls.errors import CertificateExpiredError, CertificateNotYetValidError, CredentialError
+from tpm_mtls_server.peer import CERTIFICATE_LIMIT, Peer, check_dates, identify
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tpm_mtls.identity import Identity
+
+
+def der(identity: Identity) -> bytes:
+    return leaf(identity).public_bytes(Encoding.DER)
+
+
+def test_a_device_certificate_names_its_device(ca: DeviceCa) -> None:
+    device = ca.device("sensor-17.example")
+    peer = identify(der(device))
+    certificate = leaf(device)
+    assert peer.device == "sensor-17.example"
+    assert peer.serial == certificate.serial_number
+    assert peer.issuer == ca.issuing.subject.public_bytes()
+    assert peer.issuer_key == x509.SubjectKeyIdentifier.from_public_key(ca.issuing.public_key()).digest
+    assert (peer.not_before, peer.not_after) == (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0x0ABC, "0abc"), (1, "01"), (0xFF00, "ff00"), (2**159 - 1, "7f" + "ff" * 19)]
+)
+def test_a_serial_number_is_written_in_whole_bytes(number: int, text: str) -> None:
+    now = datetime.now(UTC)
+    assert Peer("a", number, b"", None, now, now).serial_hex == text
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        ([x509.DNSName("a"), x509.DNSName("b")], "no single device"),
+        ([x509.DNSName("a"), x509.RFC822Name("a@example.org")], "no single device"),
+        ([x509.UniformResourceIdentifier("urn:a")], "no single device"),
+        ([x509.DNSName("*.example.org")], "no single device"),
+        ([x509.DNSName("Sensor")], "no single device"),
+        ([x509.DNSName("sensor\n")], "no single device"),
+    ],
+    ids=["two", "two kinds", "no dNSName", "wildcard", "upper case", "newline"],
+)
+def test_another_number_or_kind_of_names_is_refused(ca: DeviceCa, names: list[x509.GeneralName], match: str) -> None:
+    with pytest.raises(CredentialError, match=match):
+        identify(der(ca.device(names=names)))
+
+
+@pytest.mark.parametrize(
+    "usages",
+    [None, [ExtendedKeyUsageOID.SERVER_AUTH], [ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]],
+    ids=["none", "server", "any"],
+)
+def test_another_profile_is_refused(ca: DeviceCa, usages: list[x509.ObjectIdentifier] | None) -> None:
+    with pytest.raises(CredentialError, match="not for TLS clients"):
+        identify(der(ca.device(usages=usages)))
+
+
+def test_a_ca_certificate_is_refused(ca: DeviceCa) -> None:
+    with pytest.raises(CredentialError, match="is a CA's"):
+        identify(ca.issuing.public_bytes(Encoding.DER))
+
+
+def test_an_oversized_certificate_is_refused(ca: DeviceCa) -> None:
+    certificate = der(ca.device())
+    with pytest.raises(CredentialError, match="larger than 16384 bytes"):
+        identify(certificate + bytes(CERTIFICATE_LIMIT))
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return der(DeviceCa(tmp_path_factory.mktemp("ca")).device())
+
+
+@given(data=st.data())
+def test_a_damaged_certificate_gives_a_peer_or_one_kind_of_error(good: bytes, data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, len(good) - 1))
+    patch = data.draw(st.binary(min_size=1, max_size=4))
+    damaged = good[:position] + patch + good[position + data.draw(st.integers(0, 4)) :]
+    with contextlib.suppress(CredentialError):
+        assert isinstance(identify(damaged), Peer)
+
+
+def test_dates_include_both_ends(ca: DeviceCa) -> None:
+    peer = identify(der(ca.device()))
+    check_dates(peer, now=peer.not_before)
+    check_dates(peer, now=peer.not_after)
+    with pytest.raises(CertificateExpiredError, match=r"^certificate expired$"):
+        check_dates(peer, now=peer.not_after + DAY / 86400)
+    with pytest.raises(CertificateNotYetValidError, match=r"^certificate not yet valid$"):
+        check_dates(peer, now=peer.not_before - DAY / 86400)
+
+
+def test_a_certificate_without_authority_key_is_understood(tmp_path: Path) -> None:
+    ca = DeviceCa(tmp_path / "ca")
+    assert identify(der(ca.device(authority=False))).issuer_key is None
