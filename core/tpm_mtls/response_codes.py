@@ -195,9 +195,10 @@ def tpm_error(rc: int, *, doing: str, tcti: str) -> TpmMtlsError:
             tcti=tcti,
         )
     if rc == _TCTI_NOT_SUPPORTED:
+        library = f"libtss2-tcti-{tcti.removeprefix('pcap:').partition(':')[0]}"
         return TpmUnavailableError(
             f"libtss2 cannot use the transport of {tcti}: it is not installed, or its service does not run",
-            hint=f"install the package of libtss2-tcti-{tcti.removeprefix('pcap:').partition(':')[0]}, or name another --tcti",
+            hint=f"install the package of {library}, or name another --tcti",
             tcti=tcti,
         )
     layer = rc >> _LAYER_SHIFT

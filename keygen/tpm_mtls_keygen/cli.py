@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tpm_mtls.authorization import read_authorization
+from tpm_mtls.authorization import read_authorization, read_secret
 from tpm_mtls.cli_options import answer, auth_option, json_option, tcti_option
 from tpm_mtls.errors import UsageError
 from tpm_mtls.files import PUBLIC_FILE, write_atomic
 from tpm_mtls.key_algorithm import KeyAlgorithm
-from tpm_mtls.key_reference import parse_handle, parse_key_reference
+from tpm_mtls.key_reference import KeyFile, parse_handle, parse_key_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tpm_mtls_keygen.keys import KeyForm
+    from tpm_mtls_keygen.keys import KeyForm, TpmKey
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
 _FIRST_BOOT = ("first-boot", "status")
+
+_LOST = """\
+this key existed outside the TPM: whoever has a copy of it can still use it, and no CA can tell the copies apart
+the TPM protects it from now on only; its attributes say that it was imported (no fixedTPM)
+remove the source and all its copies: shred -u {source}
+better still, make a new key inside the TPM: tpm-mtls keygen create"""
 
 
 class _Keygen(click.Group):
@@ -117,8 +124,11 @@ def create(  # noqa: PLR0913 - one parameter per option
     owner, srk = read_authorization(owner_auth), read_authorization(srk_auth)
     with open_tpm(tcti, owner_authorization=owner, srk_authorization=srk) as tpm:
         key = create_key(tpm, KeyAlgorithm(algorithm), form, authorization=authorization)
-    data = {"key": str(key.reference), "algorithm": key.public.algorithm, "name": key.public.name.hex()}
-    answer(data, str(key.reference), as_json=as_json)
+    answer(_created(key), str(key.reference), as_json=as_json)
+
+
+def _created(key: TpmKey) -> dict[str, Any]:
+    return {"key": str(key.reference), "algorithm": key.public.algorithm, "name": key.public.name.hex()}
 
 
 @keygen.command(epilog="Example: tpm-mtls keygen csr --key device.key.pem --out device.csr.pem")
@@ -156,3 +166,115 @@ def csr(  # noqa: PLR0913 - one parameter per option
         request = build_csr(tpm, load_key(tpm, key, authorization=authorization), common_name=subject_cn)
     write_atomic(out, csr_pem(request), mode=PUBLIC_FILE)
     answer({"csr": str(out), "key": str(key)}, str(out), as_json=as_json)
+
+
+@keygen.command(epilog="Example: tpm-mtls keygen show --key handle:0x81000100")
+@_key_option
+@tcti_option
+@json_option
+def show(*, reference: str, tcti: str | None, as_json: bool) -> None:
+    """Print what a key is: algorithm, parent, attributes, Name, public key.
+
+    A PEM file is read without a TPM: it tells what it says of itself.
+    """
+    from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
+    from tpm_mtls_keygen.describe import as_text, describe_file, describe_handle  # noqa: PLC0415 - the same
+
+    key = parse_key_reference(reference)
+    if isinstance(key, KeyFile):
+        found = describe_file(key.path)
+    else:
+        with open_tpm(tcti) as tpm:
+            found = describe_handle(tpm, key.handle)
+    answer(found.as_dict(), as_text(found), as_json=as_json)
+
+
+@keygen.command("list", epilog="Example: tpm-mtls keygen list --json")
+@tcti_option
+@json_option
+def list_(*, tcti: str | None, as_json: bool) -> None:
+    """List everything that is persistent in the TPM: whose it is, or what it is for."""
+    from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
+    from tpm_mtls_keygen.describe import list_objects  # noqa: PLC0415 - the same
+
+    with open_tpm(tcti) as tpm:
+        found = list_objects(tpm)
+    if as_json:
+        answer({"objects": [each.as_dict() for each in found]}, "", as_json=True)
+        return
+    from tpm_mtls_keygen.table import print_objects  # noqa: PLC0415 - imports rich
+
+    print_objects(found)
+
+
+@keygen.command(epilog="Example: tpm-mtls keygen remove --handle 0x81000100 --yes")
+@click.option("--handle", required=True, metavar="HANDLE", help="The persistent handle, from 0x81000100 on.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
+@tcti_option
+@json_option
+def remove(*, handle: str, yes: bool, owner_auth: str | None, tcti: str | None, as_json: bool) -> None:
+    """Remove a persistent key, for good: nobody can bring it back."""
+    from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
+    from tpm_mtls_keygen.keys import check_removable  # noqa: PLC0415 - the same
+
+    number = parse_handle(handle.removeprefix("handle:"))
+    with open_tpm(tcti, owner_authorization=read_authorization(owner_auth)) as tpm:
+        public = check_removable(tpm, number)
+        if not yes:
+            _confirm(f"Remove {public} at {number:#010x} for good?")
+        tpm.remove_persistent(number)
+    answer({"removed": f"handle:{number:#010x}", "name": public.name.hex()}, f"removed {number:#010x}", as_json=as_json)
+
+
+def _confirm(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError("nobody can be asked for confirmation: no terminal", hint="give --yes")
+    if not click.confirm(question, err=True):
+        raise UsageError("not confirmed, nothing was changed", hint="answer y, or give --yes")
+
+
+@keygen.command("import", epilog="Example: tpm-mtls keygen import --in old.key.pem --out device.key.pem")
+@click.option(
+    "--in",
+    "source",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The existing private key: a PEM file.",
+)
+@click.option("--passphrase", metavar="SOURCE", help="Its passphrase: prompt, file:PATH or credential:NAME.")
+@_form_options
+@auth_option("the authorization value that the key gets in the TPM")
+@_hierarchy_options
+@tcti_option
+@json_option
+def import_(  # noqa: PLR0913 - one parameter per option
+    *,
+    source: Path,
+    passphrase: str | None,
+    out: Path | None,
+    handle: str | None,
+    auth: str | None,
+    owner_auth: str | None,
+    srk_auth: str | None,
+    tcti: str | None,
+    as_json: bool,
+) -> None:
+    """Bring an existing private key into the TPM.
+
+    Better is a new key that no other place ever knew: keygen create. What is imported existed outside before, and every
+    copy of it stays valid. Its attributes say so (no fixedTPM), and a CA can refuse it.
+    """
+    from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
+    from tpm_mtls_keygen.keys import import_key  # noqa: PLC0415 - the same
+    from tpm_mtls_keygen.software_key import read_software_key  # noqa: PLC0415 - imports cryptography
+
+    form = _form(out, handle)
+    software = read_software_key(source, passphrase=read_secret(passphrase, what="passphrase") if passphrase else None)
+    authorization = read_authorization(auth, confirm=True)
+    owner, srk = read_authorization(owner_auth), read_authorization(srk_auth)
+    with open_tpm(tcti, owner_authorization=owner, srk_authorization=srk) as tpm:
+        key = import_key(tpm, software, form, authorization=authorization)
+    for line in _LOST.format(source=source).splitlines():
+        click.echo(f"tpm-mtls: warning: {line}", err=True)
+    answer(_created(key) | {"imported": True}, str(key.reference), as_json=as_json)

@@ -13,21 +13,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from tpm_mtls.errors import CredentialError, HandleOccupiedError, StateError, TpmMemoryError
+from tpm_mtls.errors import AuthorizationError, CredentialError, HandleOccupiedError, StateError, TpmMemoryError
 from tpm_mtls.files import PRIVATE_FILE, read_capped, write_atomic
-from tpm_mtls.key_reference import KeyFile, KeyReference, PersistentHandle
-from tpm_mtls.structures import KeyAlgorithm, PublicArea, Tss2Key, parse_tss2_pem
-from tpm_mtls.tpm import SRK_HANDLE
+from tpm_mtls.key_reference import (
+    PERSISTENT_FIRST,
+    PERSISTENT_LAST,
+    KeyFile,
+    KeyReference,
+    PersistentHandle,
+)
+from tpm_mtls.structures import Attribute, KeyAlgorithm, PublicArea, Tss2Key, parse_tss2_pem
+from tpm_mtls.tpm import OWNER_HIERARCHY, SRK_HANDLE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tpm_mtls.authorization import Secret
     from tpm_mtls.tpm import LoadedKey, Tpm
+    from tpm_mtls_keygen.software_key import SoftwareKey
 
 FIRST_HANDLE = 0x81000100
 LAST_HANDLE = 0x8100FFFF
 """Where TLS keys go: the owner's handles after the storage keys and before the endorsement keys (0x81010000)."""
+
+_BAD_AUTH = 0x9A2  # TPM_RC_BAD_AUTH for the first session: what the TPM would answer
+_NO_ROOM = 0x14B  # TPM_RC_NV_SPACE
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,21 @@ def create_key(tpm: Tpm, algorithm: KeyAlgorithm, form: KeyForm, *, authorizatio
     return TpmKey(_store(tpm, loaded, form, has_authorization=authorization is not None), loaded)
 
 
+def import_key(tpm: Tpm, key: SoftwareKey, form: KeyForm, *, authorization: Secret | None = None) -> TpmKey:
+    """Brings the existing private ``key`` into the TPM (`tpm_mtls_keygen.software_key` reads one from a file).
+
+    The TPM protects this copy from now on. It cannot tell what happened to the key before, and every other copy stays
+    valid; the attributes fixedTPM, fixedParent and sensitiveDataOrigin are clear, so that everybody can see it.
+
+    Raises:
+        as `create_key`.
+    """
+    if isinstance(form, FileForm):
+        _refuse_existing(form.path)
+    loaded = tpm.srk.import_key(key.private, key.algorithm, authorization=authorization)
+    return TpmKey(_store(tpm, loaded, form, has_authorization=authorization is not None), loaded)
+
+
 def load_key(tpm: Tpm, reference: KeyReference, *, authorization: Secret | None = None) -> TpmKey:
     """The key that ``reference`` names, ready to sign in ``tpm``.
 
@@ -99,8 +124,9 @@ def load_key(tpm: Tpm, reference: KeyReference, *, authorization: Secret | None 
     if isinstance(reference, PersistentHandle):
         loaded = tpm.use_persistent(reference.handle, authorization=authorization)
     else:
-        key = parse_tss2_pem(read_capped(reference.path), str(reference.path))
-        loaded = tpm.load(key.parent, key.public, key.private, authorization)
+        key = read_key_file(reference.path)
+        _check_authorization(key, reference, authorization)
+        loaded = tpm.load(key.parent, key.public, key.private, authorization, rsa_parent=key.rsa_parent)
     if not loaded.public.is_signing_key:
         raise CredentialError(
             f"{reference} is no TLS key: {loaded.public.algorithm}, {', '.join(loaded.public.attribute_words)}",
@@ -109,19 +135,69 @@ def load_key(tpm: Tpm, reference: KeyReference, *, authorization: Secret | None 
     return TpmKey(reference, loaded)
 
 
-def remove_key(tpm: Tpm, handle: int) -> None:
-    """Removes the persistent key at ``handle``, for good.
+def read_key_file(path: Path) -> Tss2Key:
+    """The ``TSS2 PRIVATE KEY`` in the file ``path``; no TPM is asked.
 
     Raises:
-        StateError: the handle is outside the range for TLS keys (it may be the storage root or an endorsement key).
+        CredentialError: it is a software key, or its parent is of a kind that nothing can load.
+        PemError: it holds no complete key.
+        StorageError: it cannot be read.
+    """
+    if not KeyFile(path).is_tss2():
+        raise CredentialError(
+            f"{path} is a software key, not one of a TPM",
+            hint=f"bring it into the TPM: tpm-mtls keygen import --in {path} --out F; or make a new one: keygen create",
+        )
+    key = parse_tss2_pem(read_capped(path), str(path))
+    if key.parent != OWNER_HIERARCHY and not PERSISTENT_FIRST <= key.parent <= PERSISTENT_LAST:
+        raise CredentialError(
+            f"{path} has the parent {key.parent:#010x}, which is neither persistent nor the owner hierarchy",
+            hint="make a new key: tpm-mtls keygen create",
+        )
+    return key
+
+
+def _check_authorization(key: Tss2Key, reference: KeyReference, authorization: Secret | None) -> None:
+    """Refuses to try a key without its authorization value where that try would count towards the lockout."""
+    if authorization is None and not key.empty_auth and Attribute.NODA not in key.public.attributes:
+        raise AuthorizationError(
+            f"{reference} needs its authorization value",
+            hint="give it: --auth prompt, file:F or credential:NAME",
+            rc=_BAD_AUTH,
+        )
+
+
+def remove_key(tpm: Tpm, handle: int) -> None:
+    """Removes the persistent key at ``handle``, for good (two commands).
+
+    Raises:
+        StateError: the handle is outside the range for TLS keys (it may be the storage root or an endorsement key), or
+            holds a storage key, under which other keys may lie.
         HandleNotFoundError: nothing is there.
+        AuthorizationError: the owner hierarchy has another authorization value.
+    """
+    check_removable(tpm, handle)
+    tpm.remove_persistent(handle)
+
+
+def check_removable(tpm: Tpm, handle: int) -> PublicArea:
+    """What `remove_key` would remove (one command).
+
+    Raises:
+        as `remove_key`.
     """
     if not FIRST_HANDLE <= handle <= LAST_HANDLE:
         raise StateError(
             f"{handle:#010x} is not removed: TLS keys are from {FIRST_HANDLE:#010x} to {LAST_HANDLE:#010x} only",
             hint="storage root and endorsement keys serve others too; who is sure uses tpm2_evictcontrol",
         )
-    tpm.remove_persistent(handle)
+    public = tpm.read_public(handle).public
+    if public.is_storage_key:
+        raise StateError(
+            f"{handle:#010x} is not removed: it is a storage key, other keys may lie under it",
+            hint="who is sure uses tpm2_evictcontrol",
+        )
+    return public
 
 
 def _refuse_existing(path: Path) -> None:
@@ -158,4 +234,4 @@ def first_free_handle(tpm: Tpm) -> int:
     for handle in range(FIRST_HANDLE, LAST_HANDLE + 1):
         if handle not in used:
             return handle
-    raise TpmMemoryError("all handles for TLS keys are used", hint="remove one: tpm-mtls keygen remove", rc=0x14B)
+    raise TpmMemoryError("all handles for TLS keys are used", hint="remove one: tpm-mtls keygen remove", rc=_NO_ROOM)
