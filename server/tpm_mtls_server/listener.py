@@ -8,7 +8,7 @@ import logging
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tpm_mtls.errors import UsageError
 from tpm_mtls_server.logs import log
@@ -123,12 +123,12 @@ class Listener:
 
     def _refused(self, connection: TlsProtocol, error: ssl.SSLError | TimeoutError) -> None:
         remote = connection.tcp.get_extra_info("peername")
-        facts: dict[str, Any] = {
-            "reason": "timed out" if isinstance(error, TimeoutError) else error.reason or str(error)
-        }
-        if error.__cause__ is not None:  # our own key did not sign; the context says why
-            facts["cause"] = str(error.__cause__)
-        log("handshake refused", remote=remote[0] if remote else None, **facts)
+        if isinstance(error, TimeoutError):
+            reason, cause = "timed out", None
+        else:
+            reason = error.reason or str(error)
+            cause = str(error.__cause__) if error.__cause__ else None  # our own key did not sign; the context says why
+        log("handshake refused", remote=remote[0] if remote else None, reason=reason, cause=cause)
 
     def _closed(self, connection: TlsProtocol) -> None:
         self._connections.discard(connection)

@@ -133,12 +133,11 @@ class TlsProtocol(asyncio.Protocol):
                     self.tcp.resume_reading()
                     await self._arrived.wait()
         except TimeoutError as error:
+            self._refused(self, error)
             self.tcp.abort()  # a worker may still hold the BIOs
-            self._refused(self, error)
         except ssl.SSLError as error:
-            self._send()
-            self.close(farewell=False)
             self._refused(self, error)
+            self.close(farewell=False)
         else:
             self._application = self._make_application()
             self._application.connection_made(TlsTransport(self))

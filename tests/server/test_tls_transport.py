@@ -1,0 +1,427 @@
+"""TLS below HTTP: alerts, time limits, flow control, and an event loop that never waits for a handshake."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from support.device_ca import DAY, DeviceCa
+from support.https import device_context, tls_socket
+from tpm_mtls.tls import server_context
+from tpm_mtls_server.settings import Limits
+from tpm_mtls_server.tls_transport import TlsProtocol, TlsTimeouts
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from support.backend import BackendThread
+    from support.clock import Clock
+    from support.https import HttpsClient
+    from tpm_mtls.identity import Identity
+
+
+# refused handshakes: the client learns why
+
+
+def alert(port: int, context: ssl.SSLContext) -> str:
+    """What a client is told; in TLS 1.3 it learns it when it reads."""
+    with pytest.raises(ssl.SSLError) as caught, tls_socket(port, context) as sock:  # noqa: PT012 - one of the two raises
+        sock.sendall(b"GET /whoami HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 100_000)
+        sock.recv(1)
+    return str(caught.value.reason)
+
+
+def test_without_a_certificate(
+    backend: BackendThread, device: Identity, logged: Callable[[str], list[dict[str, Any]]]
+) -> None:
+    assert alert(backend.port, device_context(None, trust=device)) == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    (line,) = logged("handshake refused")
+    assert line == {"remote": "127.0.0.1", "reason": "PEER_DID_NOT_RETURN_A_CERTIFICATE", "cause": None}
+
+
+def test_with_a_certificate_of_another_ca(backend: BackendThread, device: Identity, tmp_path: Path) -> None:
+    stranger = DeviceCa(tmp_path / "other", name="Other").device()
+    assert alert(backend.port, device_context(stranger, trust=device)) == "TLSV1_ALERT_UNKNOWN_CA"
+
+
+def test_with_a_forged_certificate_of_our_ca(backend: BackendThread, device: Identity, tmp_path: Path) -> None:
+    forged = DeviceCa(tmp_path / "other").device()  # the same CA name, another key
+    assert alert(backend.port, device_context(forged, trust=device)) in {
+        "TLSV1_ALERT_UNKNOWN_CA",
+        "TLSV1_ALERT_DECRYPT_ERROR",
+    }
+
+
+def test_with_an_expired_certificate(backend: BackendThread, ca: DeviceCa, clock: Clock) -> None:
+    expired = ca.device(begins=clock() - 3 * DAY, ends=clock() - DAY)
+    assert alert(backend.port, device_context(expired)) == "SSLV3_ALERT_CERTIFICATE_EXPIRED"
+    unborn = ca.device(begins=clock() + DAY, ends=clock() + 3 * DAY)
+    assert alert(backend.port, device_context(unborn)) == "SSLV3_ALERT_BAD_CERTIFICATE"
+
+
+def test_with_a_server_certificate(backend: BackendThread, ca: DeviceCa) -> None:
+    assert alert(backend.port, device_context(ca.server())) == "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE"
+
+
+def test_with_tls_1_2(backend: BackendThread, device: Identity) -> None:
+    context = device_context(device)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert alert(backend.port, context) == "TLSV1_ALERT_PROTOCOL_VERSION"
+
+
+def test_without_tls(backend: BackendThread, logged: Callable[[str], list[dict[str, Any]]]) -> None:
+    with socket.create_connection(("127.0.0.1", backend.port), timeout=10) as sock:
+        sock.sendall(b"GET /whoami HTTP/1.1\r\nHost: x\r\n\r\n")
+        while sock.recv(100):
+            pass
+    assert logged("handshake refused")[0]["reason"] == "HTTP_REQUEST"
+
+
+# time limits
+
+
+def test_a_slow_handshake_ends(
+    make_backend: Callable[..., BackendThread], logged: Callable[[str], list[dict[str, Any]]]
+) -> None:
+    backend = make_backend(limits=Limits(tls=TlsTimeouts(handshake=0.2)))
+    with socket.create_connection(("127.0.0.1", backend.port), timeout=10) as sock:
+        sock.sendall(b"\x16\x03\x01")
+        assert end_of(sock)
+    assert logged("handshake refused") == [{"remote": "127.0.0.1", "reason": "timed out", "cause": None}]
+
+
+def end_of(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_a_peer_that_never_closes_its_side_is_cut_off(
+    make_backend: Callable[..., BackendThread], device: Identity
+) -> None:
+    backend = make_backend(limits=Limits(idle=0.1, tls=TlsTimeouts(close=0.2)))
+    with tls_socket(backend.port, device_context(device)) as sock:
+        assert sock.recv(1) == b""  # close_notify
+        deadline = time.monotonic() + 10
+        with socket.socket(fileno=socket.dup(sock.fileno())) as raw:
+            while time.monotonic() < deadline and not reset(raw):
+                time.sleep(0.05)
+        assert time.monotonic() < deadline
+
+
+def reset(sock: socket.socket) -> bool:
+    try:
+        sock.sendall(b"x")
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_a_peer_that_leaves_during_the_handshake_frees_its_place(
+    make_backend: Callable[..., BackendThread], device: Identity, connect: Callable[[int, Identity], HttpsClient]
+) -> None:
+    backend = make_backend(limits=Limits(connections=1))
+    for abruptly in (False, True):
+        sock = socket.create_connection(("127.0.0.1", backend.port), timeout=10)
+        sock.sendall(b"\x16\x03\x01")
+        if abruptly:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+    assert connect(backend.port, device).get("/whoami").status == 200
+
+
+def test_one_more_connection_than_allowed_waits_for_a_place(
+    make_backend: Callable[..., BackendThread],
+    device: Identity,
+    connect: Callable[[int, Identity], HttpsClient],
+    logged: Callable[[str], list[dict[str, Any]]],
+) -> None:
+    backend = make_backend(limits=Limits(connections=2))
+    first, second = connect(backend.port, device), connect(backend.port, device)
+    assert [first.get("/whoami").status, second.get("/whoami").status] == [200, 200]
+    with ThreadPoolExecutor(1) as threads:
+        third = threads.submit(lambda: connect(backend.port, device).get("/whoami").status)
+        time.sleep(0.2)
+        assert not third.done()
+        first.close()
+        assert third.result(10) == 200
+    assert logged("connection limit reached")[0] == {"connections": 2}
+
+
+# the transport itself, with an application that tests steer
+
+
+class Recorder(asyncio.Protocol):
+    """Remembers what it got."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.data = bytearray()
+        self.events: list[str] = []
+        self.made = asyncio.Event()
+        self.arrived = asyncio.Event()
+        self.lost = asyncio.Event()
+
+    async def receive(self, size: int) -> bytes:
+        while len(self.data) < size:
+            self.arrived.clear()
+            await self.arrived.wait()
+        return bytes(self.data)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.made.set()
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        self.arrived.set()
+
+    def pause_writing(self) -> None:
+        self.events.append("pause")
+
+    def resume_writing(self) -> None:
+        self.events.append("resume")
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.events.append("lost")
+        self.lost.set()
+
+
+class Pair:
+    """A client's TLS socket (blocking, to be used in threads) and the server's side of it."""
+
+    def __init__(self, sock: ssl.SSLSocket, application: Recorder, protocol: TlsProtocol) -> None:
+        self.sock = sock
+        self.application = application
+        self.protocol = protocol
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        assert self.application.transport is not None
+        return self.application.transport
+
+
+@pytest.fixture
+def with_pair(ca: DeviceCa, device: Identity) -> Iterator[Callable[..., None]]:
+    """Runs a coroutine function with a connected `Pair`."""
+    context = server_context(ca.server())
+
+    async def run(test: Callable[[Pair], Awaitable[None]], timeouts: TlsTimeouts) -> None:
+        loop = asyncio.get_running_loop()
+        application, protocols = Recorder(), []
+
+        def refused(_: TlsProtocol, error: Exception) -> None:
+            raise AssertionError(error)
+
+        def make() -> TlsProtocol:
+            protocol = TlsProtocol(
+                partial(context.wrap_bio, server_side=True),
+                lambda: application,
+                workers=workers,
+                refused=refused,
+                closed=protocols.remove,
+                timeouts=timeouts,
+            )
+            protocols.append(protocol)
+            return protocol
+
+        with ThreadPoolExecutor(1) as workers:
+            server = await loop.create_server(make, "127.0.0.1", 0)
+            port = server.sockets[0].getsockname()[1]
+            sock = await asyncio.to_thread(tls_socket, port, device_context(device))
+            await application.made.wait()
+            try:
+                await asyncio.wait_for(test(Pair(sock, application, protocols[0])), 20)
+            finally:
+                sock.close()
+                server.close()
+                await application.lost.wait()
+                await server.wait_closed()
+                assert protocols == []
+
+    def start(test: Callable[[Pair], Awaitable[None]], timeouts: TlsTimeouts | None = None) -> None:
+        asyncio.run(run(test, timeouts or TlsTimeouts()))
+
+    return start
+
+
+def test_much_data_goes_both_ways(with_pair: Callable[..., None]) -> None:
+    data = bytes(range(256)) * 4 * 4096
+
+    async def test(pair: Pair) -> None:
+        await asyncio.to_thread(pair.sock.sendall, data)
+        assert await pair.application.receive(len(data)) == data
+        pair.transport.writelines([data[:1000], data[1000:]])
+        assert await asyncio.to_thread(receive, pair.sock, len(data)) == data
+        assert "pause" in pair.application.events
+        assert "resume" in pair.application.events
+
+    with_pair(test)
+
+
+def receive(sock: ssl.SSLSocket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        data += sock.recv(65536)
+    return bytes(data)
+
+
+def test_nothing_is_delivered_while_reading_is_paused(with_pair: Callable[..., None]) -> None:
+    async def test(pair: Pair) -> None:
+        pair.transport.pause_reading()
+        await asyncio.to_thread(pair.sock.sendall, b"later")
+        await asyncio.sleep(0.1)
+        assert not pair.application.data
+        pair.transport.resume_reading()
+        pair.transport.resume_reading()
+        assert await pair.application.receive(1) == b"later"
+
+    with_pair(test)
+
+
+def test_an_application_that_pauses_in_the_middle_gets_the_rest_later(with_pair: Callable[..., None]) -> None:
+    async def test(pair: Pair) -> None:
+        def first(data: bytes) -> None:
+            pair.application.data += data
+            pair.transport.pause_reading()
+
+        pair.application.data_received = first  # type: ignore[method-assign] # the test's own class
+        await asyncio.to_thread(pair.sock.sendall, b"x" * 60_000)
+        await asyncio.sleep(0.1)
+        assert 0 < len(pair.application.data) <= 16384
+        for _ in range(10):
+            pair.transport.resume_reading()
+            await asyncio.sleep(0.02)
+        assert len(pair.application.data) == 60_000
+
+    with_pair(test)
+
+
+def test_a_peer_that_does_not_read_is_cut_off(with_pair: Callable[..., None]) -> None:
+    async def test(pair: Pair) -> None:
+        pair.transport.write(b"x" * 16 * 1024 * 1024)
+        begun = time.monotonic()
+        await pair.application.lost.wait()
+        assert time.monotonic() - begun < 5
+        assert pair.application.events == ["pause", "lost"]
+
+    with_pair(test, TlsTimeouts(write=0.2))
+
+
+def test_close_sends_what_waits_and_says_goodbye(with_pair: Callable[..., None]) -> None:
+    async def test(pair: Pair) -> None:
+        pair.transport.write(b"the last word")
+        pair.transport.close()
+        pair.transport.close()
+        assert pair.transport.is_closing()
+        pair.transport.write(b"too late")
+        pair.transport.resume_reading()
+        assert await asyncio.to_thread(pair.sock.recv, 100) == b"the last word"
+        assert await asyncio.to_thread(pair.sock.recv, 100) == b""  # close_notify: an end that TLS vouches for
+
+    with_pair(test)
+
+
+def test_close_while_reading_is_paused_still_sees_the_peer_go(with_pair: Callable[..., None]) -> None:
+    async def test(pair: Pair) -> None:
+        pair.transport.pause_reading()
+        await asyncio.to_thread(pair.sock.sendall, b"nobody reads this")
+        pair.transport.close()
+        assert await asyncio.to_thread(pair.sock.recv, 100) == b""
+        pair.sock.close()
+        await asyncio.wait_for(pair.application.lost.wait(), 1)
+        assert not pair.application.data
+
+    with_pair(test)
+
+
+def test_the_peers_goodbye_closes_the_connection(with_pair: Callable[..., None]) -> None:
+    async def test(pair: Pair) -> None:
+        with contextlib.closing(await asyncio.to_thread(pair.sock.unwrap)):
+            await asyncio.wait_for(pair.application.lost.wait(), 5)
+
+    with_pair(test)
+
+
+def test_abort_closes_at_once(with_pair: Callable[..., None]) -> None:
+    async def test(pair: Pair) -> None:
+        pair.transport.abort()
+        await asyncio.wait_for(pair.application.lost.wait(), 1)
+        pair.transport.write(b"too late")
+
+    with_pair(test)
+
+
+def test_what_is_not_tls_ends_the_connection_with_an_alert(with_pair: Callable[..., None]) -> None:
+    async def test(pair: Pair) -> None:
+        raw = socket.socket(fileno=socket.dup(pair.sock.fileno()))
+        with raw:
+            raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+            with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):
+                await asyncio.to_thread(pair.sock.recv, 1)
+
+    with_pair(test)
+
+
+def test_the_transport_knows_the_connection(with_pair: Callable[..., None]) -> None:
+    async def test(pair: Pair) -> None:
+        info = pair.transport.get_extra_info
+        assert info("ssl_object") is pair.protocol.tls
+        assert info("sslcontext") is pair.protocol.tls.context
+        assert info("peername")[0] == "127.0.0.1"
+        assert info("nonsense", 5) == 5
+
+    with_pair(test)
+
+
+def test_the_event_loop_runs_on_during_a_slow_handshake(ca: DeviceCa, device: Identity) -> None:
+    """A TPM's signature takes up to 0.6 s; here the handshake is held up that long."""
+    context = server_context(ca.server())
+    entered, release = threading.Event(), threading.Event()
+
+    class SlowObject(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            entered.set()
+            assert release.wait(10)
+            super().do_handshake()
+
+    context.sslobject_class = SlowObject
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        application = Recorder()
+        with ThreadPoolExecutor(1) as workers:
+            server = await loop.create_server(
+                lambda: TlsProtocol(
+                    partial(context.wrap_bio, server_side=True),
+                    lambda: application,
+                    workers=workers,
+                    refused=lambda *_: None,
+                    closed=lambda _: None,
+                    timeouts=TlsTimeouts(),
+                ),
+                "127.0.0.1",
+                0,
+            )
+            port = server.sockets[0].getsockname()[1]
+            connecting = asyncio.create_task(asyncio.to_thread(tls_socket, port, device_context(device)))
+            await asyncio.to_thread(entered.wait)
+            release.set()  # reached only because the loop runs while the handshake waits
+            (await connecting).close()
+            await application.lost.wait()
+            server.close()
+            await server.wait_closed()
+
+    asyncio.run(run())
