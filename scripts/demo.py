@@ -18,10 +18,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from narrator import Narrator
 
 from tpm_mtls.trace import read_trace
 
@@ -37,45 +38,6 @@ class DemoFailedError(Exception):
     """A step did not do what the story says."""
 
 
-class Narrator:
-    """Prints the story: colours on a terminal only."""
-
-    def __init__(self) -> None:
-        self._colour = sys.stdout.isatty()
-        self._chapter = 0
-
-    def chapter(self, title: str, text: str = "") -> None:
-        """A numbered heading, and what is about to happen."""
-        self._chapter += 1
-        self._print(f"\n{self._styled('1', f'{self._chapter}. {title}')}")
-        for line in textwrap.wrap(text, width=100):
-            self._print(f"   {line}")
-
-    def command(self, words: list[str]) -> None:
-        """The command that runs now, as one would type it."""
-        shown = " ".join(word if word.replace("-", "").isalnum() else _quoted(word) for word in words)
-        self._print(f"   {self._styled('36', '$ ' + shown)}")
-
-    def output(self, text: str) -> None:
-        """What it answered."""
-        for line in text.rstrip().splitlines():
-            self._print(f"     {line}")
-
-    def proof(self, text: str) -> None:
-        """What has just been shown."""
-        self._print(f"   {self._styled('32', '✓')} {text}")
-
-    def _styled(self, code: str, text: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
-
-    def _print(self, line: str) -> None:
-        print(line, flush=True)
-
-
-def _quoted(word: str) -> str:
-    return word if all(character.isalnum() or character in "-_./:=,%@" for character in word) else f"'{word}'"
-
-
 class Demo:
     """One run of the story in the folder ``folder``."""
 
@@ -83,9 +45,9 @@ class Demo:
         self.folder = folder
         self.tell = Narrator()
         self._given_tcti = tcti
+        self._environment = os.environ.copy()
         self._services = contextlib.ExitStack()
         self._passphrase = f"file:{self._private_file('passphrase', secrets.token_urlsafe(24))}"
-        self.tcti = tcti or ""
 
     def run(self) -> None:
         """Tells the story from its beginning to its end."""
@@ -93,7 +55,7 @@ class Demo:
             self._the_tpm()
             ca = self._the_ca()
             self._first_boot(ca, DEVICE, "device", "persistent")
-            backend = self._the_backend(ca)
+            backend = self._the_backend()
             self._a_request(backend)
             self._signed_in_the_tpm(backend)
             self._a_copy_is_useless(ca, backend)
@@ -104,13 +66,19 @@ class Demo:
 
     def _the_tpm(self) -> None:
         if self._given_tcti:
-            self.tell.chapter("The device's TPM", f"A real one: {self._given_tcti}.")
+            self.tell.chapter("The device's TPM", "A real one.")
+            self._use_tpm(self._given_tcti)
             return
         self.tell.chapter(
             "The device's TPM",
-            "No chip is needed for this story: swtpm simulates one, with an endorsement key and its maker's certificate.",
+            "No chip is needed for this story: swtpm simulates one, "
+            "with an endorsement key and its maker's certificate.",
         )
-        self.tcti = self._start_simulator("tpm")
+        self._use_tpm(self._start_simulator("tpm"))
+
+    def _use_tpm(self, tcti: str) -> None:
+        self.tell.command(["export", f"TPM_MTLS_TCTI={tcti}"])
+        self._environment["TPM_MTLS_TCTI"] = tcti
 
     def _the_ca(self) -> str:
         self.tell.chapter(
@@ -130,26 +98,30 @@ class Demo:
             self.tell.chapter(
                 "The device's first boot",
                 "The TPM makes a key that never leaves it, signs a request with it, and the CA answers with a "
-                "certificate. A second run changes nothing.",
+                "certificate. A second run would change nothing.",
             )
         self._run(
-            *("keygen", "first-boot", "--state-dir", state, "--tcti", self.tcti, "--ca", ca),
-            *("--token-file", f"{device}.token", "--trust", "ca/root.cert.pem", "--key", key),
+            *("keygen", "first-boot", "--state-dir", state, "--ca", ca),
+            *("--token-file", f"{device}.token", "--trust", "ca/root.pem", "--key", key),
         )
         if key == "persistent":
             self._run("keygen", "status", "--state-dir", state)
 
-    def _the_backend(self, ca: str) -> str:
+    def _the_backend(self) -> str:
         self.tell.chapter(
             "The backend", "It asks every caller for a certificate of this CA and reads its revocation list."
         )
+        self._openssl(
+            *("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"),
+            *("-subj", "/CN=localhost", "-keyout", "backend.key.pem", "-out", "backend.csr.pem"),
+        )
         self._run(
             *("pki", "issue", "--ca-dir", "ca", "--passphrase", self._passphrase, "--profile", "server"),
-            *("--name", "localhost", "--ip", "127.0.0.1", "--new-key", "backend.key.pem", "--out", "backend.cert.pem"),
+            *("--name", "localhost", "--ip", "127.0.0.1", "--csr", "backend.csr.pem", "--out", "backend.cert.pem"),
         )
         return self._serve(
             *("server", "run", "--listen", "127.0.0.1:0", "--cert", "backend.cert.pem", "--key", "backend.key.pem"),
-            *("--client-ca", "ca/root.cert.pem", "--crl", "ca/crl.pem", "--database", "sqlite:///telemetry.sqlite"),
+            *("--client-ca", "ca/root.pem", "--crl", "ca/crl.pem", "--database", "sqlite:///telemetry.sqlite"),
         )
 
     def _a_request(self, backend: str) -> None:
@@ -167,7 +139,8 @@ class Demo:
             "libtss2 itself writes down every command that the client sends to the TPM (its pcap transport).",
         )
         capture = self.folder / "capture.pcapng"
-        self._client("get", f"{backend}/whoami", tcti=f"pcap:{self.tcti}", environment={"TCTI_PCAP_FILE": str(capture)})
+        self._environment["TCTI_PCAP_FILE"] = str(capture)
+        self._client("get", f"{backend}/whoami", tcti=f"pcap:{self._environment['TPM_MTLS_TCTI']}")
         commands = read_trace(capture)
         for command in commands:
             self.tell.output(f"TPM2_{command.name:<16} {(command.seconds or 0) * 1000:7.2f} ms")
@@ -178,11 +151,12 @@ class Demo:
     def _a_copy_is_useless(self, ca: str, backend: str) -> None:
         self.tell.chapter(
             "Proof: a copied key file is useless",
-            "A second device keeps its key in a file (TSS2 PRIVATE KEY) instead of the chip's memory. Its whole folder is "
-            "copied to a machine with another TPM.",
+            "A second device keeps its key in a file (TSS2 PRIVATE KEY) instead of the chip's memory. "
+            "Its whole folder is copied to a machine with another TPM.",
         )
         self._first_boot(ca, SECOND_DEVICE, "second", "tss2")
         self._client("get", f"{backend}/whoami", state="second")
+        self.tell.command(["cp", "-r", "second", "stolen"])
         shutil.copytree(self.folder / "second", self.folder / "stolen")
         thief = self._start_simulator("thiefs-tpm")
         # the other TPM has a storage key too: only the seed inside the chip differs
@@ -221,7 +195,7 @@ class Demo:
         record = json.loads((self.folder / "device" / "identity.json").read_text())
         self.tell.chapter("Afterwards", "The key that this story made is removed from the TPM again.")
         handle = record["key"].removeprefix("handle:")
-        self._run("keygen", "remove", "--tcti", self.tcti, "--handle", handle, "--yes")
+        self._run("keygen", "remove", "--handle", handle, "--yes")
 
     def _client(
         self,
@@ -231,26 +205,30 @@ class Demo:
         state: str = "device",
         tcti: str | None = None,
         expect: int = 0,
-        environment: dict[str, str] | None = None,
     ) -> None:
-        self._run(
-            *("client", verb, url, "--state-dir", state, "--tcti", tcti or self.tcti, *arguments),
-            expect=expect,
-            environment=environment,
-        )
+        elsewhere = ["--tcti", tcti] if tcti else []
+        self._run("client", verb, url, "--state-dir", state, *elsewhere, *arguments, expect=expect)
 
-    def _run(self, *arguments: str, expect: int = 0, environment: dict[str, str] | None = None) -> str:
+    def _run(self, *arguments: str, expect: int = 0) -> str:
         self.tell.command(["tpm-mtls", *arguments])
+        return self._program([sys.executable, "-m", "tpm_mtls", *arguments], expect)
+
+    def _openssl(self, *arguments: str) -> None:
+        self.tell.command(["openssl", *arguments])
+        self._program(["openssl", *arguments], 0, silent=True)
+
+    def _program(self, command: list[str], expect: int, *, silent: bool = False) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "tpm_mtls", *arguments],
+            command,
             cwd=self.folder,
             capture_output=True,
             text=True,
             check=False,
-            env=os.environ | (environment or {}),
+            env=self._environment,
             timeout=120,
         )
-        self.tell.output(done.stdout + done.stderr)
+        if not silent or done.returncode != expect:
+            self.tell.output(done.stdout + done.stderr)
         self._expect(done.returncode == expect, f"expected exit status {expect}, got {done.returncode}")
         return done.stdout.strip()
 
@@ -262,7 +240,7 @@ class Demo:
 
     def _serve(self, *arguments: str) -> str:
         """Starts a service; returns the URL that it prints once it listens."""
-        self.tell.command(["tpm-mtls", *arguments, "&"])
+        self.tell.command(["tpm-mtls", *arguments], background=True)
         log = (self.folder / f"{arguments[0]}.log").open("w")
         self._services.callback(log.close)
         process = subprocess.Popen(
