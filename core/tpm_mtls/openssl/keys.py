@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from tpm_mtls.authorization import Secret
     from tpm_mtls.key_reference import KeyFile, KeyReference
+    from tpm_mtls.openssl.library import QueuedError
     from tpm_mtls.openssl.provider import TpmConnection
 
-_STORE_PKEY = 4  # OSSL_STORE_INFO_PKEY
 _SIGNATURE_LIMIT = 1024  # bytes; RSA-4096 needs 512
 _TEST_MESSAGE = b"tpm-mtls: a test signature"
 
@@ -39,25 +39,20 @@ class LoadedKey:
 
 
 def load_tpm_key(key: KeyReference, connection: TpmConnection, authorization: Secret | None) -> LoadedKey:
-    """The TPM key ``key``: 3 TPM commands, 4 and a CreatePrimary when its parent is the owner hierarchy.
+    """The TPM key ``key``: 3 TPM commands, one of them a CreatePrimary when its parent is the owner hierarchy.
 
     Raises:
-        ForeignKeyError, HandleNotFoundError, TpmMemoryError, … : what the TPM answered.
+        TpmMtlsError: what the TPM answered, by class.
         PemError: the file is damaged.
+        StorageError: it cannot be read.
     """
-    if isinstance(key, PersistentHandle):
-        uri = f"{key}?pass" if authorization else str(key)
-        with _answering(authorization, empty=True) as (method, asked):
-            library = openssl()
-            store = library.OSSL_STORE_open_ex(uri.encode(), connection.libctx, None, method, None, None, None, None)
-            pkey = _load(store)
-    else:
-        data = read_capped(key.path)
-        pem_key_label(data, str(key))
-        with _answering(authorization, empty=True) as (method, asked):
-            pkey = _load_pem(data, connection.libctx, method)
-    if pkey is None:
-        raise _tpm_key_error(key, connection)
+    with _answering(authorization, empty=True) as (method, asked):
+        if isinstance(key, PersistentHandle):
+            pkey = _from_handle(f"{key}?pass" if authorization else str(key), connection.libctx, method)
+        else:
+            pkey = _from_pem(_key_block(key), connection.libctx, method)
+        if pkey is None:
+            raise _tpm_key_error(key, connection)
     if isinstance(key, PersistentHandle):
         # The ESAPI has one object per handle and does not count its users: freeing this key would take it away from
         # every other context with the same key. It takes no room in the TPM, so it is never freed.
@@ -72,45 +67,56 @@ def load_software_key(key: KeyFile, passphrase: Secret | None) -> LoadedKey:
         UsageError: it is encrypted and there is no passphrase.
         CredentialError: the passphrase is wrong.
         PemError: the file is damaged.
+        StorageError: it cannot be read.
     """
-    data = read_capped(key.path)
     with _answering(passphrase, empty=False) as (method, asked):
-        pkey = _load_pem(data, None, method)
-    if pkey is not None:
-        return LoadedKey(pkey, bool(asked))
-    errors = take_errors()
+        pkey = _from_pem(_key_block(key), None, method)
+        if pkey is not None:
+            return LoadedKey(pkey, bool(asked))
+        errors = take_errors()
     if asked and passphrase is None:
-        raise UsageError(f"{key} is encrypted", hint="give its passphrase: prompt, file:F or credential:NAME")
+        raise UsageError(f"the key {key} is encrypted", hint="give its passphrase: prompt, file:F or credential:NAME")
     if asked:
-        raise CredentialError(f"cannot decrypt {key}: wrong passphrase", hint="give the right one")
-    raise PemError(f"{key} is damaged: {'; '.join(map(str, errors))}", hint="copy the file again, or make a new key")
+        raise CredentialError(f"the key {key} cannot be decrypted: wrong passphrase", hint="give the right one")
+    raise _damaged(key, errors)
 
 
-def _load_pem(data: bytes, libctx: int | None, method: int) -> int | None:
+def _key_block(key: KeyFile) -> bytes:
+    """The first private key in the file, which may hold its certificate too."""
+    data = read_capped(key.path)
+    label = pem_key_label(data, str(key))
+    end = b"-----END " + label + b"-----"
+    start = data.index(b"-----BEGIN " + label + b"-----")
+    return data[start : data.index(end, start)] + end + b"\n"
+
+
+def _from_pem(block: bytes, libctx: int | None, ui_method: int) -> int | None:
+    # by a decoder and not by a store, which would throw away what the provider says about a failure
     library = openssl()
-    bio = library.BIO_new_mem_buf(data, len(data))
+    pkey = ctypes.c_void_p()
+    decoder = library.OSSL_DECODER_CTX_new_for_pkey(ctypes.byref(pkey), b"PEM", None, None, 0, libctx, None)
+    bio = library.BIO_new_mem_buf(block, len(block))
     try:
-        return _load(library.OSSL_STORE_attach(bio, b"file", libctx, None, method, None, None, None, None))
+        library.OSSL_DECODER_CTX_set_passphrase_ui(decoder, ui_method, None)
+        library.OSSL_DECODER_from_bio(decoder, bio)
     finally:
         library.BIO_free(bio)
+        library.OSSL_DECODER_CTX_free(decoder)
+    return pkey.value
 
 
-def _load(store: int | None) -> int | None:
-    """The first private key of the store, which is closed then; none with the reason in the error queue."""
+def _from_handle(uri: str, libctx: int, ui_method: int) -> int | None:
     library = openssl()
+    store = library.OSSL_STORE_open_ex(uri.encode(), libctx, None, ui_method, None, None, None, None)
     if not store:
         return None
     try:
-        library.OSSL_STORE_expect(store, _STORE_PKEY)
-        while not library.OSSL_STORE_eof(store):
-            info = library.OSSL_STORE_load(store)
-            if info:
-                pkey: int | None = library.OSSL_STORE_INFO_get1_PKEY(info)
-                library.OSSL_STORE_INFO_free(info)
-                return pkey
-            if library.OSSL_STORE_error(store):
-                break
-        return None
+        info = library.OSSL_STORE_load(store)
+        if not info:
+            return None
+        pkey: int | None = library.OSSL_STORE_INFO_get1_PKEY(info)
+        library.OSSL_STORE_INFO_free(info)
+        return pkey
     finally:
         library.OSSL_STORE_close(store)
 
@@ -151,7 +157,13 @@ def _tpm_key_error(key: KeyReference, connection: TpmConnection) -> TpmMtlsError
                 rc=rc,
             )
         return tpm_error(rc, doing=f"load the key {key}", tcti=connection.tcti)
-    return PemError(f"{key} is damaged: {'; '.join(map(str, errors))}", hint="copy the file again, or make a new key")
+    return _damaged(key, errors)
+
+
+def _damaged(key: KeyReference, errors: list[QueuedError]) -> PemError:
+    return PemError(
+        f"the key {key} is damaged: {'; '.join(map(str, errors))}", hint="copy the file again, or make a new key"
+    )
 
 
 @contextmanager
