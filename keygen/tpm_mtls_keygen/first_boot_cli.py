@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tpm_mtls.authorization import read_authorization
 from tpm_mtls.cli_options import answer, auth_option, json_option, progress, state_dir_option, tcti_option
 from tpm_mtls.errors import UsageError
 from tpm_mtls.key_algorithm import KeyAlgorithm
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     help="Kind and size of the key.  [default: ecc-p256]",
 )
 @auth_option("an authorization value for the key")
+@click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
+@click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one.")
 @click.option(
     "--wait",
     type=click.FloatRange(0, 7 * 86400),
@@ -71,6 +74,8 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
     handle: str | None,
     algorithm: str | None,
     auth: str | None,
+    owner_auth: str | None,
+    srk_auth: str | None,
     wait: float,
     state_dir: Path,
     tcti: str | None,
@@ -94,6 +99,8 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
         wish=wish,
         auth=auth,
         tcti=tcti,
+        owner_authorization=read_authorization(owner_auth),
+        srk_authorization=read_authorization(srk_auth),
     )
     outcome = run(settings, World(patience=Patience(seconds=wait), tell=_tell))
     record = outcome.record

@@ -41,10 +41,12 @@ from tpm_mtls_keygen.patience import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from cryptography import x509
 
+    from tpm_mtls.authorization import Secret
     from tpm_mtls.errors import TpmMtlsError
     from tpm_mtls.tpm import Tpm
     from tpm_mtls_keygen.first_boot import KeyPlan, Step
@@ -64,6 +66,8 @@ class Settings:
         auth: where the key's authorization value is, if it is to have one; see `tpm_mtls.authorization`. Only a run
             that makes or uses the key reads it.
         tcti: where the TPM is; see `tpm_mtls.tcti.resolve_tcti`.
+        owner_authorization: authorization value of the owner hierarchy, if it has one.
+        srk_authorization: authorization value of the storage root key, if it has one.
     """
 
     folder: Path
@@ -74,6 +78,8 @@ class Settings:
     wish: Wish = field(default_factory=Wish)
     auth: str | None = None
     tcti: str | None = None
+    owner_authorization: Secret | None = None
+    srk_authorization: Secret | None = None
 
 
 @dataclass(frozen=True)
@@ -150,13 +156,21 @@ class _FirstBoot:
         if facts.record is None:
             self._check_inputs(facts)
         changed = False
-        with open_tpm(self.settings.tcti) as tpm:
+        with self._open_tpm() as tpm:
             anchors = None if facts.record else self.anchors
             facts = ask_tpm(tpm, self.folder, facts, now=self.world.now(), anchors=anchors)
             while not isinstance(step := next_step(facts, self.settings.wish), Done):
                 facts = self._take(step, tpm, facts)
                 changed = True
         return Outcome(step.record, changed=changed)
+
+    def _open_tpm(self) -> AbstractContextManager[Tpm]:
+        settings = self.settings
+        return open_tpm(
+            settings.tcti,
+            owner_authorization=settings.owner_authorization,
+            srk_authorization=settings.srk_authorization,
+        )
 
     def _check_inputs(self, facts: Facts) -> None:
         """What is missing is told before the TPM is touched."""

@@ -1,0 +1,383 @@
+"""First boot's rules: from every set of facts to the end, or to an error with a name."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from tpm_mtls.errors import (
+    CertificateExpiredError,
+    HandleOccupiedError,
+    IdentityError,
+    StateError,
+)
+from tpm_mtls.identity import CERTIFICATE, KEY, IdentityRecord
+from tpm_mtls.key_algorithm import KeyAlgorithm
+from tpm_mtls_keygen.first_boot import (
+    ContactCa,
+    Done,
+    Enroll,
+    Facts,
+    KeyPlan,
+    MakeKey,
+    MakeStorageKey,
+    Record,
+    Step,
+    Tidy,
+    Wish,
+    next_step,
+)
+from tpm_mtls_keygen.first_boot_folder import Journal, KeyPlace
+from tpm_mtls_keygen.keys import FIRST_HANDLE, LAST_HANDLE
+
+EMPTY = Facts("/state", certificate_error=None)
+UNFIT = IdentityError("there is no certificate", hint="-")
+HANDLE = "handle:0x81000100"
+
+
+def journal(key: str = HANDLE, *, name: str = "k1", srk: str = "s1") -> Journal:
+    return Journal(key=key, algorithm=KeyAlgorithm.ECC_P256, key_name=name, srk_name=srk)
+
+
+def record(key: str = HANDLE, *, name: str = "k1", srk: str = "s1") -> IdentityRecord:
+    return IdentityRecord(
+        device="sensor-17",
+        key=key,
+        algorithm="ecc-p256",
+        key_name=name,
+        srk_name=srk,
+        tpm_vendor="IBM",
+        tpm_firmware="1.2.3.4",
+        reset_count=1,
+        ca_url="https://ca.example:443",
+        enrolled_by="token",
+    )
+
+
+def test_a_new_device_asks_the_ca_before_it_makes_anything() -> None:
+    assert next_step(EMPTY, Wish()) == ContactCa()
+
+
+def test_then_it_makes_the_storage_root_key_if_there_is_none() -> None:
+    assert next_step(replace(EMPTY, ca_known=True), Wish()) == MakeStorageKey()
+
+
+def test_then_a_p256_key_at_the_first_free_handle() -> None:
+    facts = replace(EMPTY, ca_known=True, srk_name="s1", handles={0x81000001, FIRST_HANDLE})
+
+    assert next_step(facts, Wish()) == MakeKey(KeyPlan(KeyAlgorithm.ECC_P256, FIRST_HANDLE + 1), "s1")
+
+
+def test_or_the_key_that_was_wished_for() -> None:
+    facts = replace(EMPTY, ca_known=True, srk_name="s1")
+
+    in_file = next_step(facts, Wish(place=KeyPlace.TSS2, algorithm=KeyAlgorithm.RSA_2048))
+    at_handle = next_step(facts, Wish(handle=0x81000200))
+
+    assert in_file == MakeKey(KeyPlan(KeyAlgorithm.RSA_2048, None), "s1")
+    assert at_handle == MakeKey(KeyPlan(KeyAlgorithm.ECC_P256, 0x81000200), "s1")
+
+
+def test_a_handle_that_is_taken_is_refused_before_the_ca_is_asked() -> None:
+    with pytest.raises(HandleOccupiedError, match="something else at handle:0x81000200") as refusal:
+        next_step(replace(EMPTY, handles={0x81000200}), Wish(handle=0x81000200))
+
+    assert refusal.value.handle == 0x81000200
+
+
+def test_a_tpm_without_a_free_handle_is_refused() -> None:
+    with pytest.raises(HandleOccupiedError, match="all handles from 0x81000100 to 0x8100ffff are taken"):
+        next_step(replace(EMPTY, handles=set(range(FIRST_HANDLE, LAST_HANDLE + 1))), Wish())
+
+
+@pytest.mark.parametrize("name", [KEY, CERTIFICATE])
+def test_files_of_unknown_origin_are_not_overwritten(name: str) -> None:
+    with pytest.raises(IdentityError, match="whose it is cannot be told"):
+        next_step(replace(EMPTY, files={name}), Wish())
+
+
+def test_a_key_that_is_there_is_enrolled() -> None:
+    facts = replace(EMPTY, journal=journal(), key_name="k1", srk_name="s1", certificate_error=UNFIT)
+
+    assert next_step(facts, Wish()) == ContactCa()
+    assert next_step(replace(facts, ca_known=True), Wish()) == Enroll(journal())
+
+
+def test_a_certificate_that_is_there_is_recorded_without_asking_the_ca_again() -> None:
+    facts = replace(EMPTY, journal=journal(), key_name="k1", srk_name="s1", files={CERTIFICATE})
+
+    assert next_step(facts, Wish()) == Record(journal(), "s1")
+
+
+def test_a_key_that_was_announced_but_never_made_is_made_anew_as_it_was_wanted() -> None:
+    begun = Journal(key=KEY, algorithm=KeyAlgorithm.RSA_2048, key_name="k1", srk_name="s1")
+    facts = replace(EMPTY, journal=begun, srk_name="s1", ca_known=True)
+
+    assert next_step(facts, Wish()) == MakeKey(KeyPlan(KeyAlgorithm.RSA_2048, None), "s1")
+    assert next_step(facts, Wish(place=KeyPlace.PERSISTENT)) == MakeKey(
+        KeyPlan(KeyAlgorithm.RSA_2048, FIRST_HANDLE), "s1"
+    )
+
+
+def test_somebody_else_s_object_at_the_announced_handle_stays_and_another_handle_is_taken() -> None:
+    facts = replace(EMPTY, journal=journal(), key_name="foreign", srk_name="s1", handles={FIRST_HANDLE}, ca_known=True)
+
+    assert next_step(facts, Wish()) == MakeKey(KeyPlan(KeyAlgorithm.ECC_P256, FIRST_HANDLE + 1), "s1")
+
+
+def test_somebody_else_s_file_in_the_key_s_place_is_not_overwritten() -> None:
+    facts = replace(EMPTY, journal=journal(KEY), key_name="foreign", srk_name="s1")
+
+    with pytest.raises(IdentityError, match=r"/state/device.key.pem is not the key that first-boot.json speaks of"):
+        next_step(facts, Wish())
+
+
+@pytest.mark.parametrize(
+    ("begun", "key_name"), [(journal(), None), (journal(KEY), None), (journal(KEY), "k1"), (journal(), "foreign")]
+)
+def test_a_first_boot_that_began_on_another_tpm_is_not_continued(begun: Journal, key_name: str | None) -> None:
+    facts = replace(EMPTY, journal=begun, key_name=key_name, srk_name="s2")
+
+    with pytest.raises(IdentityError, match="began on another TPM, or this one was cleared since"):
+        next_step(facts, Wish())
+
+
+def test_a_persistent_key_with_the_right_name_needs_no_storage_root_key() -> None:
+    facts = replace(EMPTY, journal=journal(), key_name="k1", srk_name="s2")
+
+    assert next_step(facts, Wish()) == Record(journal(), "s2")
+
+
+def test_a_key_file_gets_its_storage_root_key_back_before_it_is_recorded() -> None:
+    facts = replace(EMPTY, journal=journal(KEY), key_name="k1", srk_name=None)
+
+    assert next_step(facts, Wish()) == ContactCa()
+    assert next_step(replace(facts, ca_known=True), Wish()) == MakeStorageKey()
+    assert next_step(replace(facts, ca_known=True, srk_name="s1"), Wish()) == Record(journal(KEY), "s1")
+
+
+CONTRADICTIONS = [
+    Wish(place=KeyPlace.TSS2),
+    Wish(algorithm=KeyAlgorithm.RSA_2048),
+    Wish(handle=0x81000200),
+]
+
+
+@pytest.mark.parametrize("wish", CONTRADICTIONS)
+def test_options_that_contradict_a_key_that_is_there_are_refused(wish: Wish) -> None:
+    facts = replace(EMPTY, journal=journal(), key_name="k1", srk_name="s1")
+
+    with pytest.raises(StateError, match="has the ecc-p256 key handle:0x81000100 already"):
+        next_step(facts, wish)
+
+
+@pytest.mark.parametrize("wish", CONTRADICTIONS)
+def test_options_that_contradict_an_identity_are_refused(wish: Wish) -> None:
+    with pytest.raises(StateError, match="has the ecc-p256 key handle:0x81000100 already"):
+        next_step(replace(EMPTY, record=record(), key_name="k1"), wish)
+
+
+def test_the_same_options_again_are_fine() -> None:
+    wish = Wish(place=KeyPlace.PERSISTENT, algorithm=KeyAlgorithm.ECC_P256, handle=0x81000100)
+
+    assert next_step(replace(EMPTY, record=record(), key_name="k1"), wish) == Done(record())
+
+
+def test_an_enrolled_device_is_done_and_an_old_journal_goes() -> None:
+    facts = replace(EMPTY, record=record(), key_name="k1", srk_name=None)
+
+    assert next_step(facts, Wish()) == Done(record())
+    assert next_step(replace(facts, journal=journal()), Wish()) == Tidy()
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (replace(EMPTY, srk_name="s1"), "is gone: nothing is there$"),
+        (replace(EMPTY, srk_name="s2"), "is gone: nothing is there; this is another TPM, or it was cleared"),
+        (replace(EMPTY, srk_name=None), "is gone: nothing is there; this is another TPM, or it was cleared"),
+        (replace(EMPTY, srk_name="s1", key_name="k2"), "is gone: something else is there$"),
+    ],
+)
+def test_a_lost_persistent_key_is_told_and_never_replaced(facts: Facts, message: str) -> None:
+    with pytest.raises(IdentityError, match=message):
+        next_step(replace(facts, record=record()), Wish())
+
+
+def test_a_key_file_on_another_tpm_is_told() -> None:
+    facts = replace(EMPTY, record=record(KEY), key_name="k1", srk_name="s2")
+
+    with pytest.raises(IdentityError, match="belongs to another TPM, or this one was cleared"):
+        next_step(facts, Wish())
+
+    assert next_step(replace(facts, srk_name="s1"), Wish()) == Done(record(KEY))
+
+
+def test_an_enrolled_device_s_bad_certificate_is_told() -> None:
+    expired = CertificateExpiredError("the certificate expired", hint="renew it")
+
+    with pytest.raises(CertificateExpiredError, match="the certificate expired"):
+        next_step(replace(EMPTY, record=record(), key_name="k1", certificate_error=expired), Wish())
+
+
+# -- any history ------------------------------------------------------------------------------------------------------
+
+_STEPS_ENOUGH = 10
+
+
+@dataclass
+class Device:
+    """A model of folder and TPM: names stand for keys, and the certificate is the name of the key it is for."""
+
+    seed: int = 0
+    srk: str | None = None
+    handles: dict[int, str] = field(default_factory=dict)
+    record: IdentityRecord | None = None
+    journal: Journal | None = None
+    key_file: str | None = None
+    certificate: str | None = None
+
+    def observe(self, *, ca_known: bool) -> Facts:
+        begun = self.record or self.journal
+        key_name = None
+        if begun is not None:
+            key_name = self.key_file if begun.key == KEY else self.handles.get(int(begun.key[-8:], 16))
+        files = {KEY} if self.key_file else set()
+        return Facts(
+            "/state",
+            certificate_error=None if self.certificate == key_name else UNFIT,
+            record=self.record,
+            journal=self.journal,
+            files=files | ({CERTIFICATE} if self.certificate else set()),
+            srk_name=self.srk,
+            key_name=key_name,
+            handles=frozenset(self.handles),
+            ca_known=ca_known,
+        )
+
+
+class Killed(Exception):  # noqa: N818 - no error: the test's way of pulling the plug
+    """The process ends here."""
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Runs that are killed anywhere, between whatever others do to the TPM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = Device()
+        self.names = count(1)
+        self.foreign: set[str] = set()
+        self.made: set[str] = set()
+        self.disturbed = False
+        self.effects_left: int | None = None
+
+    @rule(
+        kill_after=st.none() | st.integers(0, 8),
+        wish=st.sampled_from([Wish(), Wish(), *CONTRADICTIONS]),
+    )
+    def run_first_boot(self, kill_after: int | None, wish: Wish) -> None:
+        """It ends as enrolled, by an error with a name, or by being killed; and it never goes round in circles."""
+        self.effects_left = kill_after
+        ca_known = False
+        with suppress(Killed, StateError):  # any other class of error would be a wrong one
+            for _ in range(_STEPS_ENOUGH):
+                step = next_step(self.device.observe(ca_known=ca_known), wish)
+                if isinstance(step, Done):
+                    assert self.device.journal is None
+                    assert self.device.observe(ca_known=False).key_name == step.record.key_name
+                    return
+                self.take(step)
+                ca_known = ca_known or isinstance(step, ContactCa)
+            raise AssertionError("it goes round in circles")
+
+    def effect(self) -> None:
+        if self.effects_left is not None:
+            if self.effects_left == 0:
+                raise Killed
+            self.effects_left -= 1
+
+    def take(self, step: Step) -> None:
+        device = self.device
+        match step:
+            case ContactCa():
+                pass
+            case MakeStorageKey():
+                self.effect()
+                device.srk = f"srk-{device.seed}"
+            case MakeKey(plan, srk_name):
+                name = f"key-{next(self.names)}"
+                place = KEY if plan.handle is None else f"handle:{plan.handle:#010x}"
+                self.effect()
+                device.journal = Journal(key=place, algorithm=plan.algorithm, key_name=name, srk_name=srk_name)
+                self.effect()
+                self.made.add(name)
+                if plan.handle is None:
+                    assert device.key_file is None
+                    device.key_file = name
+                else:
+                    assert plan.handle not in device.handles
+                    device.handles[plan.handle] = name
+            case Enroll(begun):
+                self.effect()
+                device.certificate = begun.key_name
+            case Record(begun, srk_name):
+                assert device.certificate == begun.key_name
+                self.effect()
+                device.record = record(begun.key, name=begun.key_name, srk=srk_name)
+            case Tidy():
+                self.effect()
+                device.journal = None
+
+    @rule(offset=st.integers(0, 2))
+    def somebody_takes_a_handle(self, offset: int) -> None:
+        name = f"foreign-{next(self.names)}"
+        if FIRST_HANDLE + offset not in self.device.handles:
+            self.device.handles[FIRST_HANDLE + offset] = name
+            self.foreign.add(name)
+
+    @rule()
+    def the_tpm_is_cleared(self) -> None:
+        self.disturbed = True
+        self.device.seed += 1
+        self.device.srk = None
+        self.device.handles.clear()
+        self.foreign.clear()
+
+    @rule()
+    def the_storage_root_key_is_removed(self) -> None:
+        self.device.srk = None
+
+    @invariant()
+    def nobody_else_s_object_is_touched(self) -> None:
+        assert self.foreign <= set(self.device.handles.values())
+
+    @invariant()
+    def there_is_one_key_and_it_is_the_one_spoken_of(self) -> None:
+        own = [name for name in self.device.handles.values() if name in self.made]
+        assert len(own) + (self.device.key_file is not None) <= 1 or self.disturbed
+        begun = self.device.record or self.device.journal
+        assert not own or (begun is not None and begun.key_name in own) or self.disturbed
+
+    @invariant()
+    def an_identity_is_complete(self) -> None:
+        if self.device.record is not None:
+            assert self.device.certificate == self.device.record.key_name
+
+    def teardown(self) -> None:
+        """Left alone, it gets there by itself: an interrupted first boot needs nobody."""
+        if not self.disturbed:
+            self.run_first_boot(None, Wish())
+            assert self.device.record is not None
+
+
+AnyHistory.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestAnyHistory = AnyHistory.TestCase
