@@ -127,7 +127,7 @@ class Demo:
     def _a_request(self, backend: str) -> None:
         self.tell.chapter(
             "A request",
-            "Mutual TLS: the server proves who it is to the client, and the client proves who it is with its TPM's key.",
+            "Mutual TLS: the server proves who it is, and the client does so with the key in its TPM.",
         )
         self._client("get", f"{backend}/whoami")
         (self.folder / "reading.json").write_text(json.dumps({"temperature": 21.5}))
