@@ -185,9 +185,10 @@ def check_chain(
     check_dates(leaf, now=now, what="the certificate")  # 1
     for issuer in _issuers_by_name(leaf, [*intermediates, *anchors]):  # 2
         check_dates(issuer, now=now, what=f"the CA certificate {issuer.subject.rfc4514_string()}")
-    builder = verification.PolicyBuilder().store(verification.Store(list(anchors))).time(now)
+    builder = verification.PolicyBuilder().time(now)
     builder = builder.extension_policies(ca_policy=_ca_policy(purpose), ee_policy=_leaf_policy(purpose))
     try:
+        builder = builder.store(verification.Store(list(anchors)))
         found = builder.build_client_verifier().verify(leaf, list(intermediates))  # 3, 4
     except (verification.VerificationError, ValueError, UnsupportedAlgorithm) as error:
         reason = str(error).partition(" (encountered")[0].rpartition(": ")[2]
