@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from urllib3.exceptions import HTTPError
 
-from tpm_mtls.errors import UsageError
+from tpm_mtls.errors import HandshakeError, UsageError
 from tpm_mtls.tls import client_context
 from tpm_mtls_client.http_errors import request_error
 from tpm_mtls_client.pool import Pools
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tpm_mtls.authorization import Secret
+    from tpm_mtls.errors import TpmMtlsError
     from tpm_mtls.identity import Identity
     from tpm_mtls.tls import IdentityContext
 
@@ -144,11 +145,15 @@ class Client:
                 answer = self._pools.send(target.peer, method, target.path, headers=fields, body=body)
                 data = read_body(answer, limit=self._response_limit, peer=peer)
             except (HTTPError, OSError) as error:
-                raise request_error(error, peer, budget) from error
+                raise self._explain(request_error(error, peer, budget)) from error
         return Response(answer.status, answer.headers, data, url=f"https://{peer}{target.path.partition('?')[0]}")
 
+    def _explain(self, failure: TpmMtlsError) -> TpmMtlsError:
+        """The own key's trouble where that is the cause: without a TPM, OpenSSL goes on with no certificate at all."""
+        return (isinstance(failure, HandshakeError) and self.context.diagnose()) or failure
+
     def close(self) -> None:
-        """Closes the kept connections."""
+        """Closes the kept connections; the client makes no new ones."""
         self._pools.close()
 
     def __enter__(self) -> Self:

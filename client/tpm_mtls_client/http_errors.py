@@ -7,6 +7,7 @@ waiting, the answer's form, and the alerts of TLS 1.3 that come instead of an an
 from __future__ import annotations
 
 import http.client
+import re
 import ssl
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,10 @@ def _malformed(error: Exception, peer: str) -> PeerError:
     )
 
 
+def _tls(error: Exception, peer: str) -> PeerError:
+    return HandshakeError(f"TLS with {peer} failed: {_short(error)}", hint="the peer's log may say why", host=peer)
+
+
 def _unreachable(error: Exception, peer: str) -> PeerError:
     return PeerUnreachableError(
         f"cannot reach {peer}: {_short(error)}", hint="is it running, and is that its address and port?", host=peer
@@ -85,7 +90,7 @@ def _usage(error: Exception, _: str) -> TpmMtlsError:
 
 
 def _client_closed(_: Exception, peer: str) -> TpmMtlsError:
-    return UsageError(f"the client was closed during a request to {peer}", hint="close it after the last request")
+    return UsageError(f"the client was closed before the request to {peer}", hint="close it after the last one")
 
 
 def _other(error: Exception, peer: str) -> PeerError:
@@ -98,8 +103,7 @@ def _short(error: Exception) -> str:
         return error.strerror.lower()
     if type(error) is http.client.HTTPException:
         return "too many header fields"  # its only use without a class of its own
-    name = type(error).__name__.removesuffix("Error")
-    return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in name).strip()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__.removesuffix("Error")).lower()
 
 
 # http.client's and urllib3's classes; for one that is not here, its nearest parent decides
@@ -112,6 +116,7 @@ _KINDS: dict[type[BaseException], Callable[[Exception, str], TpmMtlsError]] = {
     http.client.HTTPException: _malformed,
     exceptions.HTTPError: _other,
     exceptions.PoolError: _other,
+    exceptions.SSLError: _tls,
     exceptions.ClosedPoolError: _client_closed,
     exceptions.RequestError: _other,
     exceptions.NewConnectionError: _unreachable,

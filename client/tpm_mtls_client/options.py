@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from tpm_mtls.identity import Identity, load_identity
 from tpm_mtls.key_reference import parse_key_reference
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from tpm_mtls.authorization import Secret
@@ -51,14 +51,21 @@ class Settings:
         tcti: where the TPM is, as given.
         authorization: the key's authorization value.
         seconds: for everything together.
-        minimum_version: the lowest version of TLS that is allowed.
+        tls12: whether TLS 1.2 is allowed.
     """
 
     identity: Identity
     tcti: str | None
     authorization: Secret | None
     seconds: float
-    minimum_version: ssl.TLSVersion
+    tls12: bool
+
+    @property
+    def minimum_version(self) -> ssl.TLSVersion:
+        """The lowest version of TLS that is allowed."""
+        import ssl  # noqa: PLC0415 - `--help` does without
+
+        return ssl.TLSVersion.TLSv1_2 if self.tls12 else ssl.TLSVersion.TLSv1_3
 
 
 def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,7 +89,7 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
             tcti=tcti,
             authorization=read_authorization(auth),
             seconds=timeout,
-            minimum_version=ssl.TLSVersion.TLSv1_2 if tls12 else ssl.TLSVersion.TLSv1_3,
+            tls12=tls12,
         )
         return function(settings=settings, **others)
 

@@ -6,7 +6,9 @@ the other without a common time limit. It reads no proxy from the environment un
 
 from __future__ import annotations
 
+import errno
 import os
+import ssl
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
@@ -14,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 from urllib3 import HTTPSConnectionPool
 from urllib3.connection import HTTPSConnection
 
+from tpm_mtls.errors import UsageError
 from tpm_mtls_client.dial import Peer, dial
 from tpm_mtls_client.timing import current_budget
 
 if TYPE_CHECKING:
-    import ssl
-
     from urllib3 import BaseHTTPResponse
 
 _HOSTS = 16
@@ -42,6 +43,13 @@ class _Connection(HTTPSConnection):
         self.sock = dial(self._context, peer, current_budget().connecting())
         self.is_verified = True
 
+    def send(self, data: Any) -> None:  # noqa: ANN401 - what http.client sends
+        """Sends; a peer that stops listening in the middle may have said why, which urllib3 then reads."""
+        try:
+            super().send(data)
+        except ssl.SSLEOFError as error:
+            raise BrokenPipeError(errno.EPIPE, "the peer stopped listening") from error
+
 
 class _Pool(HTTPSConnectionPool):
     ConnectionCls = _Connection
@@ -52,6 +60,7 @@ class Pools:
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._context = context
+        self._closed = False
         self._forget()
 
     def send(
@@ -60,7 +69,7 @@ class Pools:
         """Sends one request and returns the answer's head; its body is still to be read. Follows no redirect.
 
         Raises:
-            TpmMtlsError: no connection comes about (see `dial`).
+            TpmMtlsError: no connection comes about (see `dial`), or it is closed.
             urllib3.exceptions.HTTPError: anything else; see `tpm_mtls_client.http_errors`.
         """
         return self._pool(peer).urlopen(
@@ -77,6 +86,7 @@ class Pools:
     def close(self) -> None:
         """Closes the kept connections; those in use close when their request ends."""
         with self._lock:
+            self._closed = True
             pools = list(self._pools.values())
             self._pools.clear()
         for pool in pools:
@@ -91,6 +101,8 @@ class Pools:
         if self._process != os.getpid():
             self._forget()  # a forked child must not write on its parent's connections
         with self._lock:
+            if self._closed:
+                raise UsageError("the client is closed", hint="make a new one: connect(identity)")
             pool = self._pools.get(peer)
             if pool is None:
                 pool = self._pools[peer] = _Pool(peer.host, peer.port, maxsize=_KEPT, context=self._context)

@@ -94,20 +94,27 @@ def read_body(answer: BaseHTTPResponse, *, limit: int, peer: str) -> bytes:
     """The body of ``answer``; its connection is kept for the next request, or closed on failure.
 
     Raises:
-        ResponseError: it has more than ``limit`` bytes.
+        ResponseError: it has more than ``limit`` bytes, or a chunk of a negative number of bytes.
         urllib3.exceptions.HTTPError: it cannot be read to its end.
     """
     pieces: list[bytes] = []
     left = limit
     announced = getattr(answer, "length_remaining", None)
     if announced is None or announced <= limit:
-        for piece in answer.stream(_PIECE):
-            left -= len(piece)
-            if left < 0:
-                break
-            pieces.append(piece)
-        else:
-            return b"".join(pieces)
+        try:
+            for piece in answer.stream(_PIECE):
+                left -= len(piece)
+                if left < 0:
+                    break
+                pieces.append(piece)
+            else:
+                return b"".join(pieces)
+        except ValueError as error:  # urllib3 2.8 lets it through for a chunk of negative length
+            raise ResponseError(
+                f"the answer of {peer} is not proper HTTP: invalid chunk length",
+                hint="is it an HTTPS server?",
+                host=peer,
+            ) from error
     answer.close()
     raise ResponseError(
         f"the answer of {peer} is larger than {limit} bytes",

@@ -108,8 +108,9 @@ def reason(error: ssl.SSLError) -> str:
 
     CPython knows the names of many reasons only; the others stand as text in the message.
     """
-    if error.reason:
-        return error.reason.upper()
+    known = getattr(error, "reason", None)  # only OpenSSL's own errors have it
+    if known:
+        return str(known).upper().replace(" ", "_")
     text = re.sub(r"\[[^]]*\]|\([^)]*\)", "", str(error.args[-1] if error.args else "")).strip()
     return re.sub(r"[^A-Z0-9/]+", "_", text.upper()) or "UNKNOWN"
 

@@ -56,22 +56,26 @@ def fixed(data: bytes, *, then_close: bool = False) -> Answer:
 class HttpsServer:
     """Listens on a free port of the loopback address as long as the block lasts; ``requests`` is what it got.
 
-    Without a context it speaks plain HTTP. With ``silent`` it accepts connections and says nothing. ``handshakes``
-    counts the TCP connections that finished TLS, ``failures`` says why others did not.
+    Without a context it speaks no TLS: it answers the first bytes, whatever they are. A ``silent`` server accepts
+    connections and says nothing, a ``deaf`` one does so after the handshake. ``handshakes`` counts the connections that
+    finished TLS, ``failures`` says why others ended.
     """
 
-    def __init__(self, context: ssl.SSLContext | None, answer: Answer = whoami, *, silent: bool = False) -> None:
+    def __init__(
+        self, context: ssl.SSLContext | None, answer: Answer = whoami, *, silent: bool = False, deaf: bool = False
+    ) -> None:
         self.requests: list[Request] = []
         self.failures: list[str] = []
         self.handshakes = 0
         self._context = context
         self._answer = answer
         self._silent = silent
+        self._deaf = deaf
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._ending = False
+        self._ending = threading.Event()
 
     @property
     def port(self) -> int:
@@ -85,7 +89,7 @@ class HttpsServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ending = True
+        self._ending.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self.drop_connections()
@@ -107,7 +111,7 @@ class HttpsServer:
         thread.start()
 
     def _accept(self) -> None:
-        while not self._ending:
+        while not self._ending.is_set():
             try:
                 connection, address = self._listener.accept()
             except OSError:
@@ -120,26 +124,26 @@ class HttpsServer:
             stack.callback(self._forget, connection)
             with self._lock:
                 self._open.add(connection)
-            if self._silent:
-                connection.recv(1 << 20)
-                connection.recv(1)  # until the other side, or `drop_connections`, ends it
-                return
             try:
-                if self._context is not None:
-                    connection = self._start_tls(connection, stack)
-                    self.handshakes += 1
-                self._converse(connection, port)
+                if self._silent:
+                    self._ending.wait(_TIMEOUT)
+                elif self._context is None:
+                    self._answer(connection, Request(connection.recv(4096).hex(), {}, b"", None, port))
+                else:
+                    self._converse(self._start_tls(connection, self._context, stack), port)
             except OSError as error:  # TLS errors too
                 self.failures.append(str(error))
 
-    def _start_tls(self, connection: socket.socket, stack: contextlib.ExitStack) -> socket.socket:
-        assert self._context is not None
+    def _start_tls(
+        self, connection: socket.socket, context: ssl.SSLContext, stack: contextlib.ExitStack
+    ) -> socket.socket:
         with self._lock:
             self._open.discard(connection)
-            tls = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            tls = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
             self._open.add(tls)
         stack.callback(self._forget, tls)
         tls.do_handshake()
+        self.handshakes += 1
         return tls
 
     def _forget(self, connection: socket.socket) -> None:
@@ -148,10 +152,13 @@ class HttpsServer:
         connection.close()
 
     def _converse(self, connection: socket.socket, port: int) -> None:
+        if self._deaf:
+            self._ending.wait(_TIMEOUT)
+            return
         with connection.makefile("rb") as lines:
-            while line := lines.readline().decode(errors="replace").strip():
+            while line := lines.readline().decode().strip():
                 headers: dict[str, str] = {}
-                while header := lines.readline().decode(errors="replace").strip():
+                while header := lines.readline().decode().strip():
                     name, _, value = header.partition(":")
                     headers[name.lower()] = value.strip()
                 body = lines.read(int(headers.get("content-length", "0")))
@@ -164,3 +171,7 @@ def _common_name(connection: socket.socket) -> str | None:
     certificate = getattr(connection, "getpeercert", dict)() or {}
     names = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
     return names[0] if names else None
+
+
+MakeServer: TypeAlias = Callable[..., HttpsServer]
+"""What the fixture ``serve`` of the client's tests is."""
