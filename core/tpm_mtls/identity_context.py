@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import select
 import ssl
 import time
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tpm_mtls import process_hooks
 from tpm_mtls.errors import PemError, UsageError
 from tpm_mtls.files import read_capped
-from tpm_mtls.openssl import contexts, provider
+from tpm_mtls.openssl import contexts
 from tpm_mtls.own_key import OwnKey
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ def _handshake(context: ssl.SSLContext) -> Iterator[AbstractContextManager[objec
     try:
         with _explained(context):
             yield own.turn
+        contexts.forget_errors()
     finally:
         own.end_handshake()
 
@@ -150,7 +150,7 @@ class IdentityContext(ssl.SSLContext):
         own = OwnKey(contexts.address(self), source)
         own.load()
         self.own_key = own
-        _living.add(self)
+        process_hooks.watch(self)
 
     def reload(self) -> None:
         """Reads certificate and key again: new connections use them, existing ones stay as they are.
@@ -261,23 +261,3 @@ def _load_trust(context: ssl.SSLContext, trust: Path) -> None:
             f"{trust} holds no trust anchor in PEM form, or a damaged one",
             hint="expected the CA's root certificate; copy the file again",
         ) from error
-
-
-_living: weakref.WeakSet[IdentityContext] = weakref.WeakSet()
-
-
-def _release_keys() -> None:
-    for context in list(_living):
-        if context.own_key is not None:
-            context.own_key.release()
-
-
-def _after_fork() -> None:
-    provider.after_fork()
-    for context in list(_living):
-        if context.own_key is not None:
-            context.own_key.after_fork()
-
-
-atexit.register(_release_keys)
-os.register_at_fork(after_in_child=_after_fork)

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from tpm_mtls import process_hooks
 from tpm_mtls.errors import (
     AuthorizationError,
     CertificateMismatchError,
@@ -195,6 +196,7 @@ class OwnKey:
                     contexts.abandon_key(self._ssl_ctx)
                 self._install(chain, loaded)
         self._connection, self._loaded, self._of_parent = connection, True, False
+        process_hooks.key_was_loaded()
 
     def _load_key(self) -> tuple[LoadedKey, TpmConnection | None]:
         key, authorization = self._source.identity.key, self._source.authorization

@@ -97,3 +97,8 @@ def empty_key(ssl_ctx: int) -> None:
     library = openssl()
     library.EVP_PKEY_set_type(library.SSL_CTX_get0_privatekey(ssl_ctx), _EVP_PKEY_EC)
     library.ERR_clear_error()
+
+
+def forget_errors() -> None:
+    """Empties this thread's error queue: an entry that the provider left would make the next read fail."""
+    openssl().ERR_clear_error()

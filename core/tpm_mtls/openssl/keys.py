@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tpm_mtls.errors import CredentialError, ForeignKeyError, PemError, TpmMtlsError, UsageError
+from tpm_mtls.errors import CredentialError, ForeignKeyError, HandleNotFoundError, PemError, TpmMtlsError, UsageError
 from tpm_mtls.files import read_capped
 from tpm_mtls.key_reference import PersistentHandle, pem_key_label
 from tpm_mtls.openssl.library import UI_READER, openssl, take_errors
@@ -150,13 +150,14 @@ def _tpm_key_error(key: KeyReference, connection: TpmConnection) -> TpmMtlsError
         rc = error.response_code
         if rc is None:
             continue
-        if error.reason == "cannot load parent":
+        answer = tpm_error(rc, doing=f"load the key {key}", tcti=connection.tcti)
+        if error.reason == "cannot load parent" and isinstance(answer, HandleNotFoundError):
             return ForeignKeyError(
                 f"cannot load the key {key}: its parent is not in this TPM ({describe(rc)})",
                 hint="use it on the device that made it; if this is the one, the TPM was cleared: make a new key",
                 rc=rc,
             )
-        return tpm_error(rc, doing=f"load the key {key}", tcti=connection.tcti)
+        return answer
     return _damaged(key, errors)
 
 
