@@ -188,7 +188,7 @@ class OwnKey:
         path = self._source.identity.certificate
         with certificates.read_chain(path) as chain:
             certificates.check_validity(path, chain.not_before, chain.not_after, now=self._source.clock())
-            loaded, connection = self._load_key()
+            loaded, connection = self._load_key(keys.key_type(chain.public_key))
             with keys.freeing(loaded):
                 self._check_type(loaded)
                 self._check_authorization(loaded, connection)
@@ -198,21 +198,22 @@ class OwnKey:
         self._connection, self._loaded, self._of_parent = connection, True, False
         process_hooks.key_was_loaded()
 
-    def _load_key(self) -> tuple[LoadedKey, TpmConnection | None]:
+    def _load_key(self, expected: str) -> tuple[LoadedKey, TpmConnection | None]:
         key, authorization = self._source.identity.key, self._source.authorization
         if isinstance(key, KeyFile) and not key.is_tss2():
             return keys.load_software_key(key, authorization), None
         connection = provider.connect(resolve_tcti(self._source.tcti))
         try:
-            return self._load_tpm_key(connection), connection
+            return self._load_tpm_key(connection, expected), connection
         except TpmUnavailableError:
             # a resource manager that was restarted has closed the old connection
             connection = provider.connect(connection.tcti, instead_of=connection)
-            return self._load_tpm_key(connection), connection
+            return self._load_tpm_key(connection, expected), connection
 
-    def _load_tpm_key(self, connection: TpmConnection) -> LoadedKey:
+    def _load_tpm_key(self, connection: TpmConnection, expected: str) -> LoadedKey:
         with connection.loading, provider.turn(connection):
-            return keys.load_tpm_key(self._source.identity.key, connection, self._source.authorization)
+            source = self._source
+            return keys.load_tpm_key(source.identity.key, connection, source.authorization, expected=expected)
 
     def _check_type(self, loaded: LoadedKey) -> None:
         if self._loaded and contexts.key_type(self._ssl_ctx) != keys.key_type(loaded.pkey):

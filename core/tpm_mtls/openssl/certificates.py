@@ -35,12 +35,14 @@ class Chain:
     Attributes:
         leaf: address of the first certificate (``X509 *``).
         issuers: address of a stack of the others (``STACK_OF(X509) *``).
+        public_key: address of the leaf's public key (``EVP_PKEY *``).
         not_before: start of the leaf's validity.
         not_after: end of it.
     """
 
     leaf: int
     issuers: int
+    public_key: int
     not_before: datetime
     not_after: datetime
 
@@ -74,7 +76,7 @@ def read_chain(path: Path) -> Iterator[Chain]:
         not_before, not_after = (
             _time(get(read[0])) for get in (library.X509_get0_notBefore, library.X509_get0_notAfter)
         )
-        yield Chain(read[0], issuers, not_before, not_after)
+        yield Chain(read[0], issuers, library.X509_get0_pubkey(read[0]), not_before, not_after)
     finally:
         library.OPENSSL_sk_free(issuers)
         for certificate in read:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tpm_mtls.errors import CredentialError, ForeignKeyError, HandleNotFoundError, PemError, TpmMtlsError, UsageError
 from tpm_mtls.files import read_capped
-from tpm_mtls.key_reference import PersistentHandle, pem_key_label
+from tpm_mtls.key_reference import KeyFile, PersistentHandle, pem_key_label
 from tpm_mtls.openssl.library import UI_READER, openssl, take_errors
 from tpm_mtls.response_codes import describe, tpm_error
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tpm_mtls.authorization import Secret
-    from tpm_mtls.key_reference import KeyFile, KeyReference
+    from tpm_mtls.key_reference import KeyReference
     from tpm_mtls.openssl.library import QueuedError
     from tpm_mtls.openssl.provider import TpmConnection
 
@@ -38,8 +38,17 @@ class LoadedKey:
     asked: bool
 
 
-def load_tpm_key(key: KeyReference, connection: TpmConnection, authorization: Secret | None) -> LoadedKey:
-    """The TPM key ``key``: 3 TPM commands, one of them a CreatePrimary when its parent is the owner hierarchy.
+def load_tpm_key(
+    key: KeyReference, connection: TpmConnection, authorization: Secret | None, *, expected: str
+) -> LoadedKey:
+    """The TPM key ``key``: 2 or 3 TPM commands.
+
+    Args:
+        key: which one.
+        connection: where it is.
+        authorization: its authorization value, if it has one.
+        expected: its type according to its certificate (`key_type`). Without that the provider would load an RSA key
+            twice, because it is first tried as an EC key.
 
     Raises:
         TpmMtlsError: what the TPM answered, by class.
@@ -50,9 +59,13 @@ def load_tpm_key(key: KeyReference, connection: TpmConnection, authorization: Se
         if isinstance(key, PersistentHandle):
             pkey = _from_handle(f"{key}?pass" if authorization else str(key), connection.libctx, method)
         else:
-            pkey = _from_pem(_key_block(key), connection.libctx, method)
+            pkey = _from_pem(_key_block(key), connection.libctx, method, expected)
+        errors = take_errors()
+        if pkey is None and isinstance(key, KeyFile) and not any(error.response_code for error in errors):
+            pkey = _from_pem(_key_block(key), connection.libctx, method)  # of another type than its certificate
+            errors = take_errors()
         if pkey is None:
-            raise _tpm_key_error(key, connection)
+            raise _tpm_key_error(key, connection, errors)
     if isinstance(key, PersistentHandle):
         # The ESAPI has one object per handle and does not count its users: freeing this key would take it away from
         # every other context with the same key. It takes no room in the TPM, so it is never freed.
@@ -90,11 +103,13 @@ def _key_block(key: KeyFile) -> bytes:
     return data[start : data.index(end, start)] + end + b"\n"
 
 
-def _from_pem(block: bytes, libctx: int | None, ui_method: int) -> int | None:
+def _from_pem(block: bytes, libctx: int | None, ui_method: int, expected: str = "") -> int | None:
     # by a decoder and not by a store, which would throw away what the provider says about a failure
     library = openssl()
     pkey = ctypes.c_void_p()
-    decoder = library.OSSL_DECODER_CTX_new_for_pkey(ctypes.byref(pkey), b"PEM", None, None, 0, libctx, None)
+    decoder = library.OSSL_DECODER_CTX_new_for_pkey(
+        ctypes.byref(pkey), b"PEM", None, expected.encode() or None, 0, libctx, None
+    )
     bio = library.BIO_new_mem_buf(block, len(block))
     try:
         library.OSSL_DECODER_CTX_set_passphrase_ui(decoder, ui_method, None)
@@ -144,8 +159,7 @@ def _answering(secret: Secret | None, *, empty: bool) -> Iterator[tuple[int, lis
         library.UI_destroy_method(method)
 
 
-def _tpm_key_error(key: KeyReference, connection: TpmConnection) -> TpmMtlsError:
-    errors = take_errors()
+def _tpm_key_error(key: KeyReference, connection: TpmConnection, errors: list[QueuedError]) -> TpmMtlsError:
     for error in errors:
         rc = error.response_code
         if rc is None:
