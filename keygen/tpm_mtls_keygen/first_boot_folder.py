@@ -5,13 +5,15 @@ from __future__ import annotations
 import enum
 import fcntl
 import os
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from tpm_mtls.errors import IdentityError, KeyReferenceError
-from tpm_mtls.files import PRIVATE_FILE, read_capped, storage_errors, write_atomic
+from tpm_mtls.files import PRIVATE_FILE, read_capped, remove_file, storage_errors, write_atomic
+from tpm_mtls.identity import CERTIFICATE, KEY, RECORD, TRUST
 from tpm_mtls.key_algorithm import KeyAlgorithm  # noqa: TC001 - msgspec reads the annotation at run time
 from tpm_mtls.key_reference import KeyFile, KeyReference, PersistentHandle, parse_key_reference
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 JOURNAL = "first-boot.json"
 JOURNAL_FORMAT = 1
 
+# as `tpm_mtls.files.write_atomic` names them
+_LEFTOVER = re.compile(
+    r"\.(" + "|".join(re.escape(name) for name in (JOURNAL, KEY, CERTIFICATE, TRUST, RECORD)) + r")\.[0-9a-f]{8}\.tmp"
+)
 _JOURNAL_LIMIT = 4 * 1024  # bytes; it has five short fields
 
 
@@ -79,6 +85,18 @@ def save_journal(folder: Path, journal: Journal) -> None:
     """
     data = msgspec.json.format(msgspec.json.encode(journal), indent=2) + b"\n"
     write_atomic(folder / JOURNAL, data, mode=PRIVATE_FILE)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes temporary files that a killed first boot left; the caller holds the lock.
+
+    Raises:
+        StorageError: one cannot be removed.
+    """
+    with storage_errors(folder, "read"):
+        leftovers = [path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name)]
+    for path in leftovers:
+        remove_file(path)
 
 
 def key_place(reference: str) -> KeyPlace:

@@ -33,7 +33,7 @@ from tpm_mtls_keygen.first_boot import (
     Wish,
     next_step,
 )
-from tpm_mtls_keygen.first_boot_folder import JOURNAL, Journal, locate, locked, save_journal
+from tpm_mtls_keygen.first_boot_folder import JOURNAL, Journal, locate, locked, remove_leftovers, save_journal
 from tpm_mtls_keygen.first_boot_observe import ask_tpm, certificate_error, read_folder
 from tpm_mtls_keygen.issued import check_issued
 from tpm_mtls_keygen.keys import TpmKey, load_key
@@ -155,6 +155,7 @@ class _FirstBoot:
         facts = read_folder(self.folder)
         if facts.record is None:
             self._check_inputs(facts)
+            remove_leftovers(self.folder)
         changed = False
         with self._open_tpm() as tpm:
             anchors = None if facts.record else self.anchors

@@ -6,12 +6,12 @@ import enum
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tpm_mtls.certificates import certificate_spki, load_certificates
+from tpm_mtls.certificates import certificate_spki
 from tpm_mtls.errors import TpmMtlsError
 from tpm_mtls.files import check_private
 from tpm_mtls.identity import CERTIFICATE, KEY, IdentityRecord, load_record
 from tpm_mtls_keygen.first_boot_folder import Journal, load_journal
-from tpm_mtls_keygen.issued import check_stored
+from tpm_mtls_keygen.issued import check_stored, load_stored
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -115,7 +115,7 @@ def _enrolled(folder: Path, record: IdentityRecord, now: datetime) -> Status:
     status = Status(str(folder), State.ENROLLED, None, record=record)
     problems: list[str] = []
     try:
-        leaf = load_certificates(folder / CERTIFICATE)[0]
+        leaf = load_stored(folder, CERTIFICATE)[0]
         end = leaf.not_valid_after_utc
         status = replace(status, serial=f"{leaf.serial_number:x}", not_after=end, days_left=(end - now).days)
         # which key it must be for, only the TPM can tell: --verify

@@ -77,8 +77,8 @@ def check_stored(
         IdentityError: a file is missing; 4.
         TpmMtlsError: it cannot be read or is no certificate file; else as `check_issued`.
     """
-    leaf, *others = _load(folder, CERTIFICATE)
-    trusted = _load(folder, TRUST)
+    leaf, *others = load_stored(folder, CERTIFICATE)
+    trusted = load_stored(folder, TRUST)
     check_matches(leaf, public_key)  # 1
     check_chain(leaf, others, trusted, now=now, purpose=Purpose.CLIENT)  # 2
     if device is not None:
@@ -96,7 +96,13 @@ def _check_device(leaf: x509.Certificate, device: str) -> None:
         )
 
 
-def _load(folder: Path, name: str) -> tuple[x509.Certificate, ...]:
+def load_stored(folder: Path, name: str) -> tuple[x509.Certificate, ...]:
+    """The certificates in the file ``name`` of the identity folder; nothing about them is verified.
+
+    Raises:
+        IdentityError: it is missing.
+        PemError, StorageError: it cannot be read or is no certificate file.
+    """
     if not (folder / name).exists():
         raise IdentityError(f"{folder / name} is missing", hint="restore it from a backup, or enroll anew")
     return load_certificates(folder / name)
