@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,12 @@ from tpm_mtls.structures import PublicArea, parse_public_area
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_INTERRUPTS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # the one that raises by default is restored last
 
 
 @contextmanager
-def translated(doing: str, tcti: str, *, option: str = "--auth") -> Iterator[None]:
-    """The one place where exceptions of tpm2-pytss become errors of the project.
+def command(doing: str, tcti: str, *, option: str = "--auth") -> Iterator[None]:
+    """For commands: none is interrupted, and the exceptions of tpm2-pytss become errors of the project.
 
     Args:
         doing: what the command is for, after "cannot".
@@ -29,7 +30,8 @@ def translated(doing: str, tcti: str, *, option: str = "--auth") -> Iterator[Non
         option: how a user gives the authorization value that the command needs, for the hint.
     """
     try:
-        yield
+        with uninterrupted():
+            yield
     except TSS2_Exception as failure:
         error = tpm_error(int(failure.rc), doing=doing, tcti=tcti)
         if isinstance(error, AuthorizationError):
@@ -39,13 +41,29 @@ def translated(doing: str, tcti: str, *, option: str = "--auth") -> Iterator[Non
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Lets an interrupt wait until the block is done; only signals that Python itself would handle."""
-    handled = [number for number in _INTERRUPTS if callable(signal.getsignal(number))]
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
+    """Lets an interrupt wait until the block is done; only signals that Python itself would handle.
+
+    A command that a signal cuts short leaves libtss2 in the middle of an answer (its device and cmd transports take
+    EINTR for a failure), and an object that was just loaded would be lost. So the signals are blocked in this thread;
+    and because another thread may take them, while Python runs its handlers in the main thread all the same, the
+    handlers wait too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no handler runs here
+        return
+    arrived: list[int] = []
+    handlers = {number: handler for number in _INTERRUPTS if callable(handler := signal.getsignal(number))}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
     try:
+        for number in handlers:
+            signal.signal(number, lambda number, _: arrived.append(number))
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for waiting in arrived:
+            handlers[signal.Signals(waiting)](waiting, None)
 
 
 def public_area(public: TPM2B_PUBLIC) -> PublicArea:

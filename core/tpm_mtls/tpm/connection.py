@@ -20,7 +20,7 @@ from tpm2_pytss.types import (
 from tpm_mtls.errors import ForeignKeyError, HandleNotFoundError, HandleOccupiedError, TpmMtlsError, TpmRefusedError
 from tpm_mtls.key_reference import PERSISTENT_FIRST
 from tpm_mtls.tcti import resolve_tcti
-from tpm_mtls.tpm.boundary import public_area, sized_public, translated
+from tpm_mtls.tpm.boundary import command, public_area, sized_public
 from tpm_mtls.tpm.resources import Resources
 from tpm_mtls.tpm.storage_root import StorageRootKey
 from tpm_mtls.tpm.templates import hierarchy_parent_template
@@ -64,7 +64,7 @@ def open_tpm(
         TpmUnavailableError: no TPM answers there.
     """
     where = resolve_tcti(tcti)
-    with translated("open the TPM", where):
+    with command("open the TPM", where):
         context = ESAPI(where)
     try:
         resources = Resources(context, where)
@@ -140,7 +140,7 @@ class Tpm:
         Raises:
             AuthorizationError: the owner hierarchy has another authorization value.
         """
-        with self._resources.loading("create a primary key", option="--owner-auth"):
+        with self._command("create a primary key", option="--owner-auth"):
             resource, public, *_ = self._context.create_primary(None, sized_public(template))
             return self._loaded(resource, public_area(public))
 
@@ -157,7 +157,7 @@ class Tpm:
         )
         with self._parent(parent) as resource:
             try:
-                with self._resources.loading("create a key", option="--srk-auth"):
+                with self._command("create a key", option="--srk-auth"):
                     handle, private, public = self._context.create_loaded(resource, sensitive, TPM2B_TEMPLATE(template))
                     return self._loaded(handle, public_area(public), bytes(private), authorization)
             except TpmRefusedError as error:
@@ -204,7 +204,7 @@ class Tpm:
         try:
             with (
                 self._parent(parent, rsa=rsa_parent) as resource,
-                self._resources.loading("load the key", option="--srk-auth"),
+                self._command("load the key", option="--srk-auth"),
             ):
                 handle = self._context.load(resource, TPM2B_PRIVATE(private), sized_public(public.data))
                 return self._loaded(handle, public, private, authorization)
@@ -282,7 +282,7 @@ class Tpm:
         self._resources.flush(key.resource)
 
     def _command(self, doing: str, *, option: str = "--auth") -> AbstractContextManager[None]:
-        return translated(doing, self.tcti, option=option)
+        return command(doing, self.tcti, option=option)
 
     def _loaded(
         self, resource: int, public: PublicArea, private: bytes = b"", authorization: Secret | None = None

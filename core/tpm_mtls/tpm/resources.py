@@ -9,7 +9,7 @@ from tpm2_pytss.constants import ESYS_TR
 from tpm2_pytss.TSS2_Exception import TSS2_Exception
 
 from tpm_mtls.errors import TpmMtlsError
-from tpm_mtls.tpm.boundary import translated, uninterrupted
+from tpm_mtls.tpm.boundary import command, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,14 +27,8 @@ class Resources:
         self._tcti = tcti
         self._loaded: list[int] = []
 
-    @contextmanager
-    def loading(self, doing: str, *, option: str) -> Iterator[None]:
-        """For a command whose object must not get lost between the TPM's answer and `register`."""
-        with uninterrupted(), translated(doing, self._tcti, option=option):
-            yield
-
     def register(self, resource: int, authorization: Secret | None = None) -> int:
-        """Remembers a loaded object, to be flushed."""
+        """Remembers a loaded object, to be flushed. Belongs into the `command` block that loads it: none gets lost."""
         self._loaded.append(int(resource))
         self.authorize(resource, authorization)
         return int(resource)
@@ -66,7 +60,7 @@ class Resources:
     def flush(self, resource: int) -> None:
         """Removes a loaded object from the TPM's slots; one that is persistent or already flushed is no error."""
         if resource in self._loaded:
-            with uninterrupted(), translated("flush a key", self._tcti):
+            with command("flush a key", self._tcti):
                 self._loaded.remove(resource)
                 self._context.flush_context(ESYS_TR(resource))
 

@@ -109,16 +109,14 @@ class StorageRootKey:
 
     def _create(self) -> PublicArea:
         with self._tpm.create_primary(storage_root_template()) as primary:
-            self._known_absent = False
+            public = primary.public
             try:
                 self._tpm.persist(primary, SRK_HANDLE)
             except HandleOccupiedError:
-                # somebody else was faster; `read` refuses what is no storage key
-                public = self.read()
-                if public is None:
-                    raise
-            else:
-                public = self._public = primary.public
+                public = self._tpm.read_public(SRK_HANDLE).public  # somebody else was faster
+                _check(public)
+        self._known_absent = False
+        self._public = public
         return public
 
 

@@ -1,0 +1,92 @@
+"""A TPM with knobs: a program between libtss2's ``cmd`` transport and a simulated TPM that answers, or kills, on order.
+
+As a module it writes the TCTI string; as a program it is what libtss2 starts: one process for each connection.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from support.tpm import SimulatedTpm
+
+_HEADER = struct.Struct(">HII")  # tag, size, command or response code: TPM 2.0 Library part 1, 18.1
+_NO_SESSIONS = 0x8001
+
+
+class TpmProxy:
+    """The TPM ``tpm``, seen through a program whose behaviour the methods set; commands are their TPM_CC."""
+
+    def __init__(self, tpm: SimulatedTpm, folder: Path) -> None:
+        self._rules = folder / "proxy.json"
+        self._rules.write_text("{}")
+        port = tpm.tcti.rpartition("=")[2]
+        # exec, so that the process to be killed is this program's parent, and no shell is in between
+        self.tcti = f"cmd:exec {shlex.join([sys.executable, '-S', '-E', __file__, port, str(self._rules)])}"
+
+    def answer(self, command: int, response_code: int) -> None:
+        """``command`` is answered with ``response_code`` and never reaches the TPM."""
+        self._add(command, {"answer": response_code})
+
+    def signal_after(self, command: int, number: signal.Signals, *, skip: int = 0) -> None:
+        """The program under test gets a signal when the TPM has done ``command``, before it sees the answer.
+
+        Args:
+            command: its TPM_CC.
+            number: the signal.
+            skip: how many of these commands pass before.
+        """
+        self._add(command, {"signal": int(number), "skip": skip})
+
+    def signal_before(self, command: int, number: signal.Signals) -> None:
+        """The program under test gets a signal and the TPM never sees ``command``."""
+        self._add(command, {"signal": int(number), "before": True})
+
+    def _add(self, command: int, rule: dict[str, int]) -> None:
+        rules = json.loads(self._rules.read_text())
+        self._rules.write_text(json.dumps(rules | {str(command): rule}))
+
+
+def _main(port: int, rules: dict[str, dict[str, int]]) -> None:
+    while True:
+        header = sys.stdin.buffer.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            return
+        _, size, code = _HEADER.unpack(header)
+        command = header + sys.stdin.buffer.read(size - _HEADER.size)
+        rule = rules.get(str(code), {})
+        if "answer" in rule:
+            response = _HEADER.pack(_NO_SESSIONS, _HEADER.size, rule["answer"])
+        elif "signal" in rule and rule.get("skip", 0) == 0:
+            if not rule.get("before"):
+                response = _ask(port, command)
+            os.kill(os.getppid(), rule["signal"])
+            if rule["signal"] == signal.SIGKILL:
+                return
+            del rules[str(code)]
+        else:
+            if "skip" in rule:
+                rule["skip"] -= 1
+            response = _ask(port, command)
+        sys.stdout.buffer.write(response)
+        sys.stdout.buffer.flush()
+
+
+def _ask(port: int, command: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as tpm, tpm.makefile("rb") as answers:
+        tpm.sendall(command)
+        header = answers.read(_HEADER.size)
+        _, size, _ = _HEADER.unpack(header)
+        return header + answers.read(size - _HEADER.size)
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()))
