@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Literal
 
-from urllib3.connection import HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 from tpm_mtls.certificates import load_certificates
 from tpm_mtls.errors import HandshakeError, PeerUnreachableError, ResponseError, TpmMtlsError
 from tpm_mtls.key_reference import PersistentHandle
-from tpm_mtls.tls import client_context
+from tpm_mtls.tls import IdentityContext, client_context
 from tpm_mtls_client.certificate_facts import certificate_facts, chain_facts
 from tpm_mtls_client.dial import connect_tcp, resolve, start_tls
 from tpm_mtls_client.handshake import listen
 from tpm_mtls_client.http_errors import request_error
+from tpm_mtls_client.pool import Connection
 from tpm_mtls_client.request import parse_target
 from tpm_mtls_client.response import Response, read_body
 from tpm_mtls_client.timing import Budget, Timeout, spending, time_sockets
@@ -166,11 +166,23 @@ class _Checker:
         scheme = handshake.signature_scheme
         self.report.facts["client_certificate_requested"] = handshake.certificate_was_requested
         self.report.facts["signature_scheme"] = scheme
-        if scheme is None:
+        if not handshake.certificate_was_requested:
             self.report.add("note", "signature", "none: the peer did not ask for a client certificate")
-        else:
-            where = _where(self.settings.identity.key)
-            self.report.add("ok", "signature", f"the peer asked for our certificate; signed {where} with {scheme}")
+            return
+        if scheme is None:
+            self.step = "signature"
+            raise self._unsigned(tls.context)
+        where = _where(self.settings.identity.key)
+        self.report.add("ok", "signature", f"the peer asked for our certificate; signed {where} with {scheme}")
+
+    def _unsigned(self, context: ssl.SSLContext) -> TpmMtlsError:
+        """Why OpenSSL sent no certificate although the peer asked for one; it does not tell."""
+        trouble = context.diagnose() if isinstance(context, IdentityContext) else None
+        return trouble or HandshakeError(
+            f"{self.peer} asks for a client certificate, and takes no signature algorithm that our key has",
+            hint="a key of another algorithm is needed (ecc-p256 is common)",
+            host=str(self.peer),
+        )
 
     def _describe_peer(self, handshake: Handshake, verdict: Verdict, remark: str) -> None:
         chain = chain_facts(handshake.peer_chain)
@@ -181,7 +193,7 @@ class _Checker:
     def _ask(self, tls: ssl.SSLSocket, path: str, budget: Budget, handshake: Handshake) -> None:
         """Sends one request: with TLS 1.3 a peer that refuses our certificate says so only now."""
         try:
-            response = _get(tls, self.peer, path, budget)
+            response = self._get(tls, path, budget)
         except (ResponseError, PeerUnreachableError) as error:
             self.report.add("note", self.step, f"TLS works, but there is no answer in HTTP: {error}")
             return
@@ -196,6 +208,21 @@ class _Checker:
         accepted = "; our certificate is accepted" if handshake.certificate_was_requested else ""
         self._ok(f"HTTP {response.status} to GET {path}{accepted}")
 
+    def _get(self, tls: ssl.SSLSocket, path: str, budget: Budget) -> Response:
+        peer = self.peer
+        connection = Connection(peer.host, peer.port, context=tls.context)
+        connection.sock = tls  # connected and verified: urllib3 has nothing to do but speak HTTP
+        try:
+            with suppress(BrokenPipeError, ConnectionResetError):  # what it said before it closed can still be read
+                connection.request("GET", path, preload_content=False, decode_content=False)
+            answer = connection.getresponse()
+            body = read_body(answer, limit=_ANSWER_LIMIT, peer=str(peer))
+        except (HTTPError, HTTPException, OSError) as error:
+            raise request_error(error, str(peer), budget) from error
+        finally:
+            connection.close()
+        return Response(answer.status, answer.headers, body, url=str(peer))
+
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
         self.step = step
@@ -204,20 +231,6 @@ class _Checker:
 
     def _ok(self, text: str) -> None:
         self.report.add("ok", self.step, text, time.monotonic() - self._began)
-
-
-def _get(tls: ssl.SSLSocket, peer: Peer, path: str, budget: Budget) -> Response:
-    connection = HTTPSConnection(peer.host, peer.port)
-    connection.sock = tls  # connected and verified: urllib3 has nothing to do but speak HTTP
-    try:
-        connection.request("GET", path, preload_content=False, decode_content=False)
-        answer = connection.getresponse()
-        body = read_body(answer, limit=_ANSWER_LIMIT, peer=str(peer))
-    except (HTTPError, HTTPException, OSError) as error:
-        raise request_error(error, str(peer), budget) from error
-    finally:
-        connection.close()
-    return Response(answer.status, answer.headers, body, url=str(peer))
 
 
 def _where(key: KeyReference) -> str:

@@ -30,7 +30,7 @@ _KEPT = 32
 """Connections kept for each host: a handshake costs a signature of the TPM, so as many as threads are likely."""
 
 
-class _Connection(HTTPSConnection):
+class Connection(HTTPSConnection):
     """An HTTPS connection whose TLS `dial` makes, within the time of the request that needs it."""
 
     def __init__(self, host: str, port: int, *, context: ssl.SSLContext, **settings: Any) -> None:  # noqa: ANN401 - urllib3's own settings are handed on
@@ -52,7 +52,7 @@ class _Connection(HTTPSConnection):
 
 
 class _Pool(HTTPSConnectionPool):
-    ConnectionCls = _Connection
+    ConnectionCls = Connection
 
 
 class Pools:

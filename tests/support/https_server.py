@@ -117,6 +117,7 @@ class HttpsServer:
             except OSError:
                 return
             connection.settimeout(_TIMEOUT)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._start(self._serve, connection, address[1])
 
     def _serve(self, connection: socket.socket, port: int) -> None:

@@ -30,7 +30,7 @@ http {{
   server {{
     listen 127.0.0.1:{port} ssl; server_name localhost; keepalive_timeout 60;
     ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_protocols {protocols};
-    ssl_client_certificate {trust}; ssl_verify_client {verify}; ssl_verify_depth 3;
+    ssl_client_certificate {trust}; ssl_verify_client {verify}; ssl_verify_depth 3; {more}
     location / {{
       return 200 "$ssl_client_verify|$ssl_client_s_dn|$ssl_client_serial|$ssl_protocol|$ssl_session_reused|$connection";
     }}
@@ -41,7 +41,7 @@ http {{
 
 @contextmanager
 def running_nginx(
-    folder: Path, identity: Identity, *, protocols: str = "TLSv1.2 TLSv1.3", verify: str = "on"
+    folder: Path, identity: Identity, *, protocols: str = "TLSv1.2 TLSv1.3", verify: str = "on", more: str = ""
 ) -> Iterator[str]:
     """The URL of an nginx with ``identity`` that verifies clients against its trust, while the block lasts."""
     program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -60,6 +60,7 @@ def running_nginx(
             trust=identity.trust,
             protocols=protocols,
             verify=verify,
+            more=more,
         )
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENSSL_")}
