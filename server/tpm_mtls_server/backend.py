@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from tpm_mtls.errors import CredentialError, StorageError
-from tpm_mtls_server.http import Connection, Refusal, answer
+from tpm_mtls_server.http import Refusal, answer, connection_of
 from tpm_mtls_server.logs import PATH_LIMIT, log
 from tpm_mtls_server.peer import Peer, check_dates, identify
 from tpm_mtls_server.revocation import CrlFile, Verdict
@@ -79,7 +79,7 @@ class Backend:
             log("storage error", level=logging.ERROR, error=str(error))
             reason = "the store is not available"
             response = Refusal(503, reason, headers=RETRY_AFTER).response()
-        peer = _connection(request).peer
+        peer = connection_of(request).peer
         log(
             "request",
             device=peer.device if peer else None,
@@ -103,7 +103,7 @@ class Backend:
         return await handler(request, peer)
 
     def _admit(self, request: web.BaseRequest) -> Peer:
-        connection = _connection(request)
+        connection = connection_of(request)
         try:
             if connection.peer is None:
                 certificate = _tls(request).getpeercert(binary_form=True)
@@ -193,13 +193,6 @@ async def _continue(request: web.BaseRequest) -> None:
         raise Refusal(417, "expectation failed", close=True)
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0  # that was not yet the answer
-
-
-def _connection(request: web.BaseRequest) -> Connection:
-    connection = request.protocol
-    if not isinstance(connection, Connection):
-        raise TypeError("this backend needs an HttpServer")
-    return connection
 
 
 def _tls(request: web.BaseRequest) -> ssl.SSLObject:

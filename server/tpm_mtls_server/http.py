@@ -63,9 +63,11 @@ class Connection(web.RequestHandler):
 
     Attributes:
         peer: who is calling; none before the first request.
+        busy: whether a request is being answered.
     """
 
     peer: Peer | None = None
+    busy: bool = False
 
     def handle_error(
         self,
@@ -93,8 +95,31 @@ class HttpServer(web.Server):
     """aiohttp's low-level server with `Connection`: calling it makes one connection's protocol."""
 
     def __init__(self, handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], *, idle: float) -> None:
-        super().__init__(handle, request_factory=_make_request)
+        super().__init__(self._handle, request_factory=_make_request)
+        self._answer = handle
         self._idle = idle
+        self._ending = False
+
+    def end(self) -> None:
+        """Closes idle connections now, the others after the answer that they wait for.
+
+        aiohttp's own ``pre_shutdown`` would throw away the rest of a body that is still coming.
+        """
+        self._ending = True
+        for connection in self.connections:
+            if not (isinstance(connection, Connection) and connection.busy):
+                connection.force_close()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = connection_of(request)
+        connection.busy = True
+        try:
+            response = await self._answer(request)
+        finally:
+            connection.busy = False
+        if self._ending:
+            response.force_close()
+        return response
 
     def __call__(self) -> Connection:
         """The protocol of a new connection, closed after ``idle`` seconds without a complete request head."""
@@ -106,6 +131,14 @@ class HttpServer(web.Server):
             access_log=None,  # type: ignore[arg-type] # aiohttp's way to say none
             auto_decompress=False,  # a small compressed body can grow without end
         )
+
+
+def connection_of(request: web.BaseRequest) -> Connection:
+    """The connection that ``request`` came over."""
+    connection = request.protocol
+    if not isinstance(connection, Connection):
+        raise TypeError("this is for requests to an HttpServer")
+    return connection
 
 
 def _make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:  # noqa: ANN401 - aiohttp's private types

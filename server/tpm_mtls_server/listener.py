@@ -83,14 +83,20 @@ class Listener:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._accepting
         self._listening.close()
-        self._http.pre_shutdown()
-        await self._http.shutdown(self._limits.drain)
+        self._http.end()
         for connection in tuple(self._connections):
-            connection.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._limits.tls.close + 1):
-                await self._idle.wait()
+            if not connection.open:
+                connection.abort()  # it is still shaking hands
+        await self._wait_for_end(self._limits.drain)
+        for connection in tuple(self._connections):
+            connection.abort()
+        await self._wait_for_end(self._limits.tls.close)
         self._workers.shutdown(wait=False, cancel_futures=True)
+
+    async def _wait_for_end(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()

@@ -9,7 +9,7 @@ import resource
 import signal
 import ssl
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryptography.exceptions import InvalidSignature
 
@@ -116,6 +116,7 @@ async def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
     service = Service(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_log_unforeseen)
     loop.add_signal_handler(signal.SIGHUP, service.reload)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -154,6 +155,10 @@ def reserve_descriptors(connections: int) -> None:
                 hint="fewer: --max-connections N; or raise the limit: LimitNOFILE= in the unit, ulimit -n",
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _log_unforeseen(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    log("internal error", level=logging.ERROR, error=context["message"], exc_info=context.get("exception"))
 
 
 def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:

@@ -134,7 +134,7 @@ class TlsProtocol(asyncio.Protocol):
                     await self._arrived.wait()
         except TimeoutError as error:
             self._refused(self, error)
-            self.tcp.abort()  # a worker may still hold the BIOs
+            self.abort()  # a worker may still hold the BIOs
         except ssl.SSLError as error:
             self._refused(self, error)
             self.close(farewell=False)
@@ -162,6 +162,11 @@ class TlsProtocol(asyncio.Protocol):
     def tls(self) -> ssl.SSLObject:
         """The connection's TLS object."""
         return self._tls
+
+    @property
+    def open(self) -> bool:
+        """Whether the handshake is done, so that `close` may be called."""
+        return self._application is not None
 
     @property
     def closing(self) -> bool:
@@ -201,7 +206,7 @@ class TlsProtocol(asyncio.Protocol):
             while rest and not self._closing:
                 rest = rest[self._tls.write(rest) :]
         except ssl.SSLError:
-            self.tcp.abort()
+            self.abort()
         self._send()
 
     def close(self, *, farewell: bool = True) -> None:
@@ -217,9 +222,14 @@ class TlsProtocol(asyncio.Protocol):
             with contextlib.suppress(ssl.SSLError):  # wants the peer's close_notify too, for which we do not wait
                 self._tls.unwrap()
         self._send()
-        self.tcp.write_eof()
+        with contextlib.suppress(OSError):  # the peer has reset the connection, and we have not been told yet
+            self.tcp.write_eof()
         self.tcp.resume_reading()
         self._start_timer(self._timeouts.close)
+
+    def abort(self) -> None:
+        """Closes the connection at once."""
+        self.tcp.abort()
 
     def _send(self) -> None:
         data = self._outgoing.read()
@@ -228,7 +238,7 @@ class TlsProtocol(asyncio.Protocol):
 
     def _start_timer(self, seconds: float) -> None:
         self._stop_timer()
-        self._timer = self._loop.call_later(seconds, self.tcp.abort)
+        self._timer = self._loop.call_later(seconds, self.abort)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -258,7 +268,7 @@ class TlsTransport(asyncio.Transport):
 
     def abort(self) -> None:
         """Closes the connection at once."""
-        self._protocol.tcp.abort()
+        self._protocol.abort()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Sends ``data``."""

@@ -400,3 +400,22 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_forgotten(
         )
     assert connect(backend.port, device).get("/whoami").status == 200
     assert "internal error" not in caplog.text
+
+
+# the end
+
+
+def test_a_client_that_keeps_its_request_open_delays_the_end_only_so_long(
+    make_backend: Callable[..., BackendThread], device: Identity
+) -> None:
+    backend = make_backend(limits=Limits(drain=0.3))
+    with tls_socket(backend.port, device_context(device)) as sock:
+        sock.sendall(
+            b"POST /telemetry HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n"
+            b"Expect: 100-continue\r\n\r\n"
+        )
+        assert sock.recv(4096).startswith(b"HTTP/1.1 100 ")
+        begun = time.monotonic()
+        backend.stop()
+        assert 0.2 < time.monotonic() - begun < 5
+        assert sock.recv(4096) == b""

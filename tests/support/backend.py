@@ -28,17 +28,23 @@ STOP_TIMEOUT = 30
 
 
 class BackendProcess:
-    """A running backend; ``url`` is where (``https://localhost:PORT``), ``process`` the process itself."""
+    """A running backend; ``url`` is where (``https://localhost:PORT``), ``process`` the process itself.
 
-    def __init__(self, process: subprocess.Popen[str], url: str, log: Path) -> None:
+    ``printed`` is the line on its stdout.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], printed: str, log: Path) -> None:
         self.process = process
-        self.url = url
+        self.printed = printed
+        url: str = json.loads(printed)["url"] if printed.startswith("{") else printed
         self.port = int(url.rpartition(":")[2])
+        self.url = f"https://localhost:{self.port}"
         self._log = log
 
     def log(self, event: str | None = None) -> list[dict[str, Any]]:
         """What it has logged so far, or only the lines of one event (such as ``request``)."""
-        lines = [json.loads(line) for line in self._log.read_text().splitlines()]
+        complete = self.log_text().rpartition("\n")[0]  # the last line may be in the middle of being written
+        lines = [json.loads(line) for line in complete.splitlines() if line.startswith("{")]
         return [line for line in lines if event in {None, line["event"]}]
 
     def log_text(self) -> str:
@@ -74,7 +80,7 @@ def running_backend(
         tcti: where the TPM is, for a TPM key.
         client_ca: the clients' CA, if it is not ``identity.trust``.
     """
-    command = [sys.executable, "-m", "tpm_mtls", "server", "run", "--listen", "localhost:0"]
+    command = [sys.executable, "-m", "tpm_mtls", "server", "run", "--listen", "127.0.0.1:0"]
     command += ["--cert", str(identity.certificate), "--key", str(identity.key)]
     command += ["--client-ca", str(client_ca or identity.trust), "--database", f"sqlite:///{folder}/telemetry.db"]
     command += ["--crl", str(crl)] if crl else []
@@ -87,10 +93,10 @@ def running_backend(
         )
     with process:
         try:
-            url = _first_line(process)
-            if not url:
+            printed = _first_line(process)
+            if not printed:
                 raise RuntimeError(f"the backend did not start: {log.read_text()}")
-            yield BackendProcess(process, url, log)
+            yield BackendProcess(process, printed, log)
         finally:
             if process.poll() is None:
                 process.terminate()
