@@ -24,12 +24,13 @@ from support.authority import (
 from tpm_mtls import est
 from tpm_mtls.certificates import Purpose, check_chain, check_matches, device_name, spki
 from tpm_mtls.errors import StateError
-from tpm_mtls_pki import records
+from tpm_mtls_pki import crl, records
 from tpm_mtls_pki.csr import CheckedCsr
 from tpm_mtls_pki.profiles import SERVER, Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from support.authority import EstHost, MovableClock
     from tpm_mtls_pki.issuance import Registrar
@@ -292,8 +293,9 @@ def test_whoever_dawdles_is_cut_off(registrar: Registrar) -> None:
 
 
 def _drip(connection: ssl.SSLSocket) -> None:
+    connection.sendall(b"GET / HTTP/1.1\r\nHost: ")
     for _ in range(100):
-        connection.sendall(b"X")
+        connection.sendall(b"x")
         time.sleep(0.05)
 
 
@@ -309,33 +311,64 @@ def test_crls_are_served_where_certificates_point(host: EstHost, registrar: Regi
         assert x509.load_der_x509_crl(body).is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
 
 
+def test_without_a_crl_there_is_none_to_serve(host: EstHost, registrar: Registrar, tmp_path: Path) -> None:
+    with registrar.authority.database.writing() as connection:
+        connection.exec_driver_sql("DELETE FROM crls WHERE issuer = 'root'")
+    assert host.request("GET", "/crl/root.crl")[0] == 404
+    assert crl.publish(registrar.authority.database, "root", tmp_path / "root.crl.pem") is None
+    assert not (tmp_path / "root.crl.pem").exists()
+
+
 def test_a_revocation_reaches_the_crl_within_seconds(registrar: Registrar) -> None:
     with est_host(registrar, maintenance_interval=0.1) as host:
         key, token = new_key(), make_token(registrar, "sensor-1")
         certificate = issued(host.enroll(make_csr(key), basic("sensor-1", token)))
         revoke(registrar, certificate)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            crl = x509.load_pem_x509_crl((host.folder / "crl.pem").read_bytes())
-            if crl.get_revoked_certificate_by_serial_number(certificate.serial_number):
-                return
-            time.sleep(0.05)
-        pytest.fail("the certificate is not on the CRL")
+        assert _wait_until(lambda: _is_listed(host, certificate))
+
+
+def _is_listed(host: EstHost, certificate: x509.Certificate) -> bool:
+    found = x509.load_pem_x509_crl((host.folder / "crl.pem").read_bytes())
+    return found.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+
+
+def _crl_is_due(registrar: Registrar) -> bool:
+    with registrar.authority.database.reading() as connection:
+        return crl.is_due(connection, now=registrar.clock())
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_maintenance_goes_on_after_an_error(registrar: Registrar, caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk, a database that restarts: the next round tries again."""
+    database = registrar.authority.database
+    with est_host(registrar, maintenance_interval=0.1) as host:
+        key = new_key()
+        certificate = issued(host.enroll(make_csr(key), basic("s", make_token(registrar, "s"))))
+        with database.writing() as connection:
+            connection.exec_driver_sql("ALTER TABLE crls RENAME TO gone")
+        assert _wait_until(lambda: "no such table: crls" in caplog.text)
+        with database.writing() as connection:
+            connection.exec_driver_sql("ALTER TABLE gone RENAME TO crls")
+        revoke(registrar, certificate)
+        assert _wait_until(lambda: _is_listed(host, certificate))
 
 
 def test_the_server_renews_its_own_certificate_and_the_crl(registrar: Registrar, clock: MovableClock) -> None:
     with est_host(registrar, maintenance_interval=0.1) as host:
         before = _server_certificate(host)
         clock.move(days=61)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and _server_certificate(host) == before:
-            time.sleep(0.05)
+        assert _wait_until(lambda: _server_certificate(host) != before)
         after = x509.load_der_x509_certificate(_server_certificate(host))
         assert after.not_valid_before_utc > clock() - timedelta(days=1)
-        with registrar.authority.database.reading() as connection:
-            from tpm_mtls_pki import crl
-
-            assert not crl.is_due(connection, now=clock())
+        assert _wait_until(lambda: not _crl_is_due(registrar))
 
 
 def _server_certificate(host: EstHost) -> bytes:
