@@ -12,9 +12,9 @@ import re
 import socket
 import ssl
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from urllib3.connection import HTTPSConnection
 from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
@@ -31,8 +31,8 @@ from tpm_mtls.errors import (
     ResponseError,
     TokenRefusedError,
     TpmMtlsError,
-    UsageError,
 )
+from tpm_mtls_keygen.est_url import EstUrl
 from tpm_mtls_keygen.patience import Later, retry_after
 
 if TYPE_CHECKING:
@@ -69,48 +69,6 @@ class Timeouts:
 
     step: float = 20.0
     exchange: float = 60.0
-
-
-@dataclass(frozen=True)
-class EstUrl:
-    """Where an EST server is.
-
-    Attributes:
-        host: name or address, as TLS verifies it.
-        port: TCP port.
-        base: path before ``/cacerts``: `est.PREFIX`, with the CA's label if it has one (RFC 7030, 3.2.2).
-    """
-
-    host: str
-    port: int
-    base: str
-
-    @classmethod
-    def parse(cls, text: str) -> EstUrl:
-        """From ``https://HOST[:PORT]``, with or without ``/.well-known/est[/LABEL]``.
-
-        Raises:
-            UsageError: another scheme or path, or with user, query or fragment.
-        """
-        hint = "give the CA like https://ca.example:8443"
-        try:
-            parts = urlsplit(text)
-            port = parts.port
-        except ValueError as error:
-            raise UsageError(f"not a URL: {text[:80]!r}", hint=hint) from error
-        if parts.scheme != "https":
-            raise UsageError(f"the CA's URL is not https: {text[:80]!r}", hint=hint)
-        if not parts.hostname or parts.username is not None or parts.query or parts.fragment:
-            raise UsageError(f"not an EST server's URL: {text[:80]!r}", hint=hint)
-        path = parts.path.rstrip("/")
-        if path and not re.fullmatch(re.escape(est.PREFIX) + r"(/[A-Za-z0-9._~-]+)?", path):
-            raise UsageError(f"not the path of an EST server: {path[:80]!r}", hint=hint)
-        return cls(parts.hostname, port or http.client.HTTPS_PORT, path or est.PREFIX)
-
-    def __str__(self) -> str:
-        """As one gives it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"https://{host}:{self.port}" + ("" if self.base == est.PREFIX else self.base)
 
 
 class EstClient:
@@ -296,9 +254,11 @@ def _receive(response: HTTPResponse) -> _Answer:
 def _cut(connection: HTTPSConnection, overdue: threading.Event) -> None:
     """Ends a connection under the reader's feet: it then reads an end of file."""
     overdue.set()
+    # During the handshake there is no socket yet that could be cut; it ends by its own timeout.
     if connection.sock is not None:
-        # the plain socket's method: ssl.SSLSocket.shutdown would also take the TLS object away from the reader
-        socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+        with suppress(OSError):
+            # the plain socket's method: ssl.SSLSocket.shutdown would also take the TLS object away from the reader
+            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
 
 def _reason(error: Exception) -> str:

@@ -29,7 +29,6 @@ from tpm_mtls_keygen.first_boot import (
     MakeKey,
     MakeStorageKey,
     Record,
-    Tidy,
     Wish,
     next_step,
 )
@@ -196,7 +195,7 @@ class _FirstBoot:
                 return replace(facts, certificate_error=None)
             case Record(journal, srk_name):
                 return replace(facts, record=self._record(tpm, journal, srk_name))
-            case Tidy() | Done():
+            case _:  # Tidy: the loop ends at Done
                 remove_file(self.folder / JOURNAL)
                 return replace(facts, journal=None)
 

@@ -31,7 +31,8 @@ from tpm_mtls.errors import (
     UsageError,
 )
 from tpm_mtls_keygen.bootstrap_token import BootstrapToken
-from tpm_mtls_keygen.est_client import EstClient, EstUrl, Timeouts
+from tpm_mtls_keygen.est_client import EstClient, Timeouts
+from tpm_mtls_keygen.est_url import EstUrl
 from tpm_mtls_keygen.patience import Later
 
 if TYPE_CHECKING:
@@ -274,6 +275,27 @@ def test_a_port_that_does_not_speak_tls_is_no_handshake(ca: LyingCa) -> None:
         with pytest.raises(HandshakeError, match=r"TLS connection to the CA at .* failed: "):
             client(ca, url=url).ca_certificates(now=NOW)
         greeter.join()
+
+
+def test_a_server_that_hangs_up_or_says_nothing_in_the_handshake_is_unreachable(ca: LyingCa) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"https://localhost:{server.getsockname()[1]}"
+
+        def hang_up() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)  # the whole ClientHello: else the end would be a reset
+
+        caller = threading.Thread(target=hang_up)
+        caller.start()
+        hung_up = client(ca, url=url).ca_certificates(now=NOW)
+        caller.join()
+        silent = client(ca, url=url, step=0.3, exchange=0.1).ca_certificates(now=NOW)
+
+    assert isinstance(hung_up, Later)
+    assert "ended the connection" in str(hung_up.error)
+    assert isinstance(silent, Later)
+    assert "did not answer in time" in str(silent.error)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,15 @@ def test_the_process_ends_with_the_error_s_code_and_two_lines(bench: Bench) -> N
     assert hint.startswith("tpm-mtls: hint: check the URL")
 
 
+def test_openssl_s_tpm2_provider_is_never_loaded(bench: Bench) -> None:
+    program = (
+        "import sys; from tpm_mtls.cli import run; code = run(); maps = open('/proc/self/maps').read(); "
+        "assert 'libssl' in maps; sys.exit(code or 'tpm2.so' in maps)"
+    )
+
+    assert subprocess.run(["python", "-c", program, *bench.command()], check=False, capture_output=True).returncode == 0
+
+
 def test_no_secret_is_shown(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.ca.next("simpleenroll", lying_ca.status(401))
 

@@ -84,10 +84,10 @@ def test_killed_at_any_tpm_command_with_a_key_file_it_finishes(bench: Bench, at:
     finish(bench)
 
 
-@pytest.mark.parametrize(("form", "at"), [*(("persistent", at) for at in range(7)), *(("tss2", at) for at in range(8))])
+@pytest.mark.parametrize(("form", "at"), [*(("persistent", at) for at in range(6)), *(("tss2", at) for at in range(7))])
 def test_killed_before_any_change_of_a_file_it_finishes(bench: Bench, form: str, at: int) -> None:
-    """Parent and folder, journal, key file (if it is one), trust anchor, certificate, identity, journal's removal."""
-    command = [sys.executable, "-c", DIES_AT_FILE_CHANGE, str(at), *bench.command("--key", form)]
+    """Folder, journal, key file (if it is one), trust anchor, certificate, identity, journal's removal."""
+    command = [sys.executable, "-c", DIES_AT_FILE_CHANGE, str(bench.folder), str(at), *bench.command("--key", form)]
     killed = subprocess.run(command, check=False, capture_output=True, timeout=30)
 
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -96,7 +96,7 @@ def test_killed_before_any_change_of_a_file_it_finishes(bench: Bench, form: str,
 
 def test_the_changes_of_files_are_counted_whole(bench: Bench) -> None:
     """One more than the last of the test above is never reached."""
-    command = [sys.executable, "-c", DIES_AT_FILE_CHANGE, "7", *bench.command()]
+    command = [sys.executable, "-c", DIES_AT_FILE_CHANGE, str(bench.folder), "6", *bench.command()]
 
     assert subprocess.run(command, check=False, capture_output=True, timeout=30).returncode == 0
 

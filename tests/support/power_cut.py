@@ -34,13 +34,13 @@ _COMMANDS = {
 DIES_AT_FILE_CHANGE = """
 import os, signal, sys
 
-left = int(sys.argv.pop(1))
+folder, left = sys.argv.pop(1), int(sys.argv.pop(1))
 CHANGES = {"os.rename", "os.remove", "os.mkdir"}
 
 
-def count(event, _):
+def count(event, arguments):
     global left
-    if event in CHANGES:
+    if event in CHANGES and str(arguments[0]).startswith(folder):
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
@@ -51,7 +51,8 @@ from tpm_mtls.cli import run
 
 sys.exit(run())
 """
-"""A program: ``python -c DIES_AT_FILE_CHANGE N ARGUMENT…`` is ``tpm-mtls ARGUMENT…`` until, and without, change N."""
+"""A program: ``python -c DIES_AT_FILE_CHANGE FOLDER N ARGUMENT…`` is ``tpm-mtls ARGUMENT…``, until and without the
+N-th (from 0) new folder, renamed or removed file in FOLDER."""
 
 
 class TpmTap:
