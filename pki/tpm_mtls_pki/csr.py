@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key, lo
 
 from tpm_mtls.certificates import parse_csr, spki
 from tpm_mtls.errors import CsrRefusedError
+from tpm_mtls_pki.roca import is_roca
 
 if TYPE_CHECKING:
     from tpm_mtls_pki.profiles import LeafKey
@@ -82,6 +83,8 @@ def check_csr(data: bytes) -> CheckedCsr:
 def check_public_key(public_key: object) -> LeafKey:
     """Returns the key if the CA certifies its kind: P-256, P-384, RSA of 2048 to 4096 bits with exponent 65537.
 
+    RSA keys with the ROCA weakness are refused too.
+
     Raises:
         CsrRefusedError: it does not.
     """
@@ -94,6 +97,11 @@ def check_public_key(public_key: object) -> LeafKey:
             raise CsrRefusedError(f"the CA does not certify RSA keys of {public_key.key_size} bits", hint=_KEY_HINT)
         if public_key.public_numbers().e != _RSA_EXPONENT:
             raise CsrRefusedError("the RSA key has an unusual exponent", hint="use 65537")
+        if is_roca(public_key.public_numbers().n):
+            raise CsrRefusedError(
+                "the RSA key was made by a faulty TPM (CVE-2017-15361) and can be factored",
+                hint="update the TPM's firmware, or use an elliptic-curve key",
+            )
         return public_key
     raise CsrRefusedError("the CA does not certify that kind of key", hint=_KEY_HINT)
 

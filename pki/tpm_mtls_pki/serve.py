@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tpm_mtls.certificates import certificates_pem
-from tpm_mtls.errors import StateError, TpmMtlsError
+from tpm_mtls.errors import StateError, TpmMtlsError, UsageError
 from tpm_mtls.files import PRIVATE_FILE, storage_errors, write_atomic
 from tpm_mtls.identity import Identity
 from tpm_mtls.key_reference import KeyFile
@@ -80,7 +80,8 @@ def serve(registrar: Registrar, options: ServeOptions, *, ready: Callable[[str],
     """Serves until SIGTERM or SIGINT; ``ready`` is called with the URL once connections are accepted.
 
     Raises:
-        StateError: another process serves this CA, or the address is not to be had.
+        StateError: another process serves this CA.
+        UsageError: the address is taken or not to be had.
         StorageError: the CA's folder cannot be written.
     """
     asyncio.run(_until_signalled(Service(registrar, options), ready))
@@ -152,7 +153,7 @@ class Service:
                 ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT,
             )
         except OSError as error:
-            raise StateError(
+            raise UsageError(
                 f"cannot listen at {host} port {port}: {(error.strerror or str(error)).lower()}",
                 hint="does another program listen there? --listen 127.0.0.1:0 takes any free port",
             ) from error

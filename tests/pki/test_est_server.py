@@ -23,7 +23,7 @@ from support.authority import (
 )
 from tpm_mtls import est
 from tpm_mtls.certificates import Purpose, check_chain, check_matches, device_name, spki
-from tpm_mtls.errors import StateError
+from tpm_mtls.errors import StateError, UsageError
 from tpm_mtls_pki import crl, records
 from tpm_mtls_pki.csr import CheckedCsr
 from tpm_mtls_pki.profiles import SERVER, Subject
@@ -402,7 +402,7 @@ def test_one_process_serves_a_ca(registrar: Registrar) -> None:
 def test_an_address_in_use_is_named(registrar: Registrar) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(StateError, match=f"cannot listen at 127.0.0.1 port {port}"), est_host(registrar, port=port):
+        with pytest.raises(UsageError, match=f"cannot listen at 127.0.0.1 port {port}"), est_host(registrar, port=port):
             pass
 
 
