@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json as json_module
+import logging
 import ssl
 from typing import TYPE_CHECKING, Any, Self
 
 from urllib3.exceptions import HTTPError
 
-from tpm_mtls.errors import HandshakeError, UsageError
+from tpm_mtls.errors import KeyGoneError, UsageError
 from tpm_mtls.tls import client_context
 from tpm_mtls_client.http_errors import request_error
 from tpm_mtls_client.pool import Pools
 from tpm_mtls_client.request import check_headers, check_method, parse_target
 from tpm_mtls_client.response import RESPONSE_LIMIT, Response, read_body
-from tpm_mtls_client.timing import Budget, Timeout, spending, time_sockets
+from tpm_mtls_client.timing import Budget, Timeout, current_budget, spending, time_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tpm_mtls.authorization import Secret
-    from tpm_mtls.errors import TpmMtlsError
     from tpm_mtls.identity import Identity
     from tpm_mtls.tls import IdentityContext
+    from tpm_mtls_client.request import Target
+
+_log = logging.getLogger("tpm_mtls.client")
 
 _USER_AGENT = "tpm-mtls-client"
 
@@ -64,8 +67,8 @@ class Client:
     """Requests over mutual TLS; several threads may share one.
 
     Connections are kept and used again. Redirects are not followed and requests not repeated, with one exception: when
-    the TPM restarted and lost the key, the handshake fails, so that the request never reached the peer; then the key is
-    loaded again and the handshake repeated, once. Proxies of the environment are not used.
+    the TPM restarted and lost the key, the handshake fails, so that the peer never took the request; then the context
+    has loaded the key again, and the request is sent once more. Proxies of the environment are not used.
 
     Attributes:
         context: the ``ssl.SSLContext`` with the identity, for other libraries too. They do not load a lost key again.
@@ -138,19 +141,21 @@ class Client:
                 raise UsageError("a request has one body: json or body", hint="give one of them")
             body = json_module.dumps(json).encode()
             fields = {"Content-Type": "application/json"} | fields
-        peer = str(target.peer)
-        budget = Budget(timeout or self._timeout)
-        with spending(budget):
+        with spending(Budget(timeout or self._timeout)):
             try:
-                answer = self._pools.send(target.peer, method, target.path, headers=fields, body=body)
-                data = read_body(answer, limit=self._response_limit, peer=peer)
-            except (HTTPError, OSError) as error:
-                raise self._explain(request_error(error, peer, budget)) from error
-        return Response(answer.status, answer.headers, data, url=f"https://{peer}{target.path.partition('?')[0]}")
+                return self._exchange(method, target, fields, body)
+            except KeyGoneError as error:
+                _log.debug("%s; it is loaded again", error)
+            return self._exchange(method, target, fields, body)
 
-    def _explain(self, failure: TpmMtlsError) -> TpmMtlsError:
-        """The own key's trouble where that is the cause: without a TPM, OpenSSL goes on with no certificate at all."""
-        return (isinstance(failure, HandshakeError) and self.context.diagnose()) or failure
+    def _exchange(self, method: str, target: Target, fields: dict[str, str], body: bytes | None) -> Response:
+        peer = str(target.peer)
+        try:
+            answer = self._pools.send(target.peer, method, target.path, headers=fields, body=body)
+            data = read_body(answer, limit=self._response_limit, peer=peer)
+        except (HTTPError, OSError) as error:
+            raise request_error(error, peer, current_budget()) from error
+        return Response(answer.status, answer.headers, data, url=f"https://{peer}{target.path.partition('?')[0]}")
 
     def close(self) -> None:
         """Closes the kept connections; the client makes no new ones."""

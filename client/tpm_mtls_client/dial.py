@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import socket
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tpm_mtls.errors import KeyGoneError, PeerUnreachableError, TpmMtlsError, UsageError
+from tpm_mtls.errors import PeerUnreachableError, TpmMtlsError, UsageError
 from tpm_mtls_client.tls_errors import tls_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tpm_mtls_client.timing import Budget
-
-_log = logging.getLogger("tpm_mtls.client")
 
 Address: TypeAlias = tuple[socket.AddressFamily, tuple[Any, ...]]
 
@@ -133,19 +130,5 @@ def handshake_error(error: ssl.SSLError, peer: Peer) -> TpmMtlsError:
 
 
 def dial(context: ssl.SSLContext, peer: Peer, limit: Budget) -> ssl.SSLSocket:
-    """A verified TLS connection to ``peer``.
-
-    When the TPM restarted and lost the key, the context has loaded it again by the time the handshake fails; then there
-    is one more attempt. A handshake that failed has sent no request, so nothing is repeated at the peer.
-
-    Raises:
-        PeerUnreachableError, PeerUntrustedError, HandshakeError: no connection comes about.
-        TpmUnavailableError, TpmRefusedError: the TPM does not sign.
-        CredentialError, StorageError: the key had to be loaded again, and cannot be.
-    """
-    addresses = resolve(peer)
-    try:
-        return start_tls(context, connect_tcp(peer, addresses, limit), peer, limit)
-    except KeyGoneError as error:
-        _log.debug("%s; it is loaded again", error)
-    return start_tls(context, connect_tcp(peer, addresses, limit), peer, limit)
+    """A verified TLS connection to ``peer``: `resolve`, `connect_tcp`, `start_tls`, with their errors."""
+    return start_tls(context, connect_tcp(peer, resolve(peer), limit), peer, limit)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from urllib3 import HTTPSConnectionPool
 from urllib3.connection import HTTPSConnection
 
-from tpm_mtls.errors import UsageError
+from tpm_mtls.errors import TpmMtlsError, UsageError
 from tpm_mtls_client.dial import Peer, dial
 from tpm_mtls_client.timing import current_budget
 
 if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse
+    from urllib3 import BaseHTTPResponse, HTTPResponse
 
 _HOSTS = 16
 """Hosts whose connections are kept; a device talks to one or two."""
@@ -36,12 +36,32 @@ class Connection(HTTPSConnection):
     def __init__(self, host: str, port: int, *, context: ssl.SSLContext, **settings: Any) -> None:  # noqa: ANN401 - urllib3's own settings are handed on
         super().__init__(host, port, **settings)
         self._context = context
+        self._has_answered = False
 
     def connect(self) -> None:
         """Connects and verifies; called by the pool for a new connection, and for one that the peer had closed."""
         peer = Peer(self.host, self.port or self.default_port)
         self.sock = dial(self._context, peer, current_budget().connecting())
         self.is_verified = True
+        self._has_answered = False
+
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own does to http.client's
+        """The head of the answer.
+
+        In TLS 1.3 a peer looks at our side of the handshake only now, and at no request before it has accepted that.
+
+        Raises:
+            KeyGoneError: it did not: the TPM had lost the key, which `IdentityContext` has loaded again by now.
+            TpmMtlsError: the same for another reason of the own key's.
+        """
+        try:
+            response = super().getresponse()
+        except ssl.SSLError as error:
+            if isinstance(error.__cause__, TpmMtlsError) and not self._has_answered:
+                raise error.__cause__ from error
+            raise
+        self._has_answered = True
+        return response
 
     def send(self, data: Any) -> None:  # noqa: ANN401 - what http.client sends
         """Sends; a peer that stops listening in the middle may have said why, which urllib3 then reads."""
@@ -69,7 +89,8 @@ class Pools:
         """Sends one request and returns the answer's head; its body is still to be read. Follows no redirect.
 
         Raises:
-            TpmMtlsError: no connection comes about (see `dial`), or it is closed.
+            KeyGoneError: the TPM had lost the key, which is loaded again; the peer has not taken the request.
+            TpmMtlsError: no connection comes about (see `dial`), or this is closed.
             urllib3.exceptions.HTTPError: anything else; see `tpm_mtls_client.http_errors`.
         """
         return self._pool(peer).urlopen(

@@ -57,8 +57,8 @@ class HttpsServer:
     """Listens on a free port of the loopback address as long as the block lasts; ``requests`` is what it got.
 
     Without a context it speaks no TLS: it answers the first bytes, whatever they are. A ``silent`` server accepts
-    connections and says nothing, a ``deaf`` one does so after the handshake. ``handshakes`` counts the connections that
-    finished TLS, ``failures`` says why others ended.
+    connections and says nothing, a ``deaf`` one does so after the handshake. ``connections`` counts those of TCP,
+    ``handshakes`` those that finished TLS, and ``failures`` says why others ended.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class HttpsServer:
     ) -> None:
         self.requests: list[Request] = []
         self.failures: list[str] = []
+        self.connections = 0
         self.handshakes = 0
         self._context = context
         self._answer = answer
@@ -116,6 +117,7 @@ class HttpsServer:
                 connection, address = self._listener.accept()
             except OSError:
                 return
+            self.connections += 1
             connection.settimeout(_TIMEOUT)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._start(self._serve, connection, address[1])
