@@ -9,7 +9,7 @@ readonly VENV=.venv
 readonly PROVIDER_MINIMUM=1.2.0 # 1.1 cannot do TLS client authentication; 1.2 signs on one thread only
 readonly PROVIDER_SUITE=trixie  # the Debian release whose tpm2-openssl package (1.3.0) also runs on Debian 12
 
-# command or file that shows the package is there : package
+# kind : what shows that the package is there : package
 readonly NEEDED=(
   "command:swtpm:swtpm"
   "command:swtpm_localca:swtpm-tools"
@@ -20,6 +20,7 @@ readonly NEEDED=(
   "command:curl:curl"
   "command:nginx:nginx-light"
   "command:pki:strongswan-pki"
+  "file:/usr/lib/ipsec/plugins/libstrongswan-openssl.so:libstrongswan-standard-plugins" # pki reads no EC keys without
   "pkgconf:tss2-esys:libtss2-dev"
   "python:interpreter:python3"
   "python:venv:python3-venv"
@@ -46,6 +47,7 @@ find_python() { # empty when there is none; the packages come first
 is_missing() { # kind, what
   case $1 in
     command) ! PATH="$PATH:/usr/sbin:/sbin" command -v "$2" >/dev/null ;;
+    file) ! [ -e "$2" ] ;;
     pkgconf) ! command -v pkg-config >/dev/null || ! pkg-config --exists "$2" ;;
     python)
       [ -n "$python" ] || return 0
