@@ -20,7 +20,7 @@ RESPONSE_LIMIT = 16 * 1024 * 1024
 
 _EXPLANATION_LIMIT = 300  # characters shown of a server's explanation: a few lines on a terminal
 _PIECE = 64 * 1024  # bytes read at once
-_FIRST_ERROR = 400
+_FIRST_REDIRECT, _FIRST_ERROR = 300, 400
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,17 @@ class Response:
             ) from error
 
     def raise_for_status(self) -> Response:
-        """This response itself, unless its status says that the server refused.
+        """This response itself, unless its status says that the server did not do what was asked.
 
         Raises:
-            RequestRefusedError: status 400 or above; the message carries the server's explanation in short.
+            RequestRefusedError: status 400 or above, or a redirect, which is not followed; the message carries the
+                server's explanation in short.
         """
-        if self.status < _FIRST_ERROR:
+        if self.status < _FIRST_REDIRECT:
             return self
         explanation = self.explanation()
+        if self.status < _FIRST_ERROR and "Location" in self.headers:
+            explanation = f"go to {one_line(self.headers['Location'], _EXPLANATION_LIMIT)}"
         raise RequestRefusedError(
             f"{self.url} answers {self.status}" + (f": {explanation}" if explanation else ""),
             hint=self._hint(),
@@ -74,6 +77,8 @@ class Response:
         return one_line(found, _EXPLANATION_LIMIT)
 
     def _hint(self) -> str:
+        if _FIRST_REDIRECT <= self.status < _FIRST_ERROR:
+            return "redirects are not followed: give the URL that is meant"
         return _HINTS.get(self.status, "the server's log says more")
 
 

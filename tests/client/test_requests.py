@@ -110,6 +110,9 @@ def test_redirects_are_not_followed(client: Client, serve: MakeServer) -> None:
     server = serve(fixed(http(302, extra="Location: https://localhost:1/elsewhere\r\n")))
     response = client.get(server.url())
     assert (response.status, response.headers["location"]) == (302, "https://localhost:1/elsewhere")
+    with pytest.raises(RequestRefusedError, match="answers 302: go to https://localhost:1/elsewhere") as caught:
+        response.raise_for_status()
+    assert "not followed" in caught.value.hint
     assert len(server.requests) == 1
 
 
