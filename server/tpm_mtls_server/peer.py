@@ -45,8 +45,8 @@ class Peer:
 
     @property
     def serial_hex(self) -> str:
-        """The serial number in lower-case hexadecimal, two digits per byte, no separators."""
-        return self.serial.to_bytes((self.serial.bit_length() + 7) // 8, "big").hex()
+        """The serial number in lower-case hexadecimal, 20 bytes (RFC 5280, 4.1.2.2), as ``pki`` writes it."""
+        return f"{self.serial:040x}"
 
 
 def identify(certificate: bytes) -> Peer:

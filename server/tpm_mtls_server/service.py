@@ -78,6 +78,7 @@ class Service:
             )
             self._listener = Listener(self._socket, self._http, context=self._context, limits=limits)
             opened.pop_all()
+        self._reloading = asyncio.Lock()
         self.url = _url(settings.host, self._socket)
         _report(crl)
 
@@ -86,13 +87,14 @@ class Service:
         self._listener.start()
         log("started", url=self.url)
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Reads key and certificate again for new connections; what fails leaves the old ones in use, and is logged.
 
         The clients' CA is not read again: that takes a restart, which also ends the sessions it allowed.
         """
         try:
-            self._context.reload()
+            async with self._reloading:
+                await asyncio.to_thread(self._context.reload)  # a TPM takes its time to load a key
             self._expiry = load_certificates(self._certificate)[0].not_valid_after_utc
         except TpmMtlsError as error:
             log("reload failed", level=logging.ERROR, error=str(error), hint=error.hint)
@@ -117,7 +119,14 @@ async def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_unforeseen)
-    loop.add_signal_handler(signal.SIGHUP, service.reload)
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(service.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     service.start()

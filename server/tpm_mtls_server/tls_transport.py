@@ -129,9 +129,7 @@ class TlsProtocol(asyncio.Protocol):
         try:
             async with asyncio.timeout(self._timeouts.handshake):
                 while not await self._step():
-                    self._arrived.clear()
-                    self.tcp.resume_reading()
-                    await self._arrived.wait()
+                    await self._more()
         except TimeoutError as error:
             self._refused(self, error)
             self.abort()  # a worker may still hold the BIOs
@@ -155,6 +153,12 @@ class TlsProtocol(asyncio.Protocol):
             done = True
         self._send()
         return done
+
+    async def _more(self) -> None:
+        """Waits until more came from the peer."""
+        self._arrived.clear()
+        self.tcp.resume_reading()
+        await self._arrived.wait()
 
     # for the application's transport
 
@@ -202,11 +206,8 @@ class TlsProtocol(asyncio.Protocol):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Encrypts and sends ``data``; after `close` it is dropped."""
         rest = memoryview(data)
-        try:
-            while rest and not self._closing:
-                rest = rest[self._tls.write(rest) :]
-        except ssl.SSLError:
-            self.abort()
+        while rest and not self._closing:
+            rest = rest[self._tls.write(rest) :]
         self._send()
 
     def close(self, *, farewell: bool = True) -> None:

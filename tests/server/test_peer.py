@@ -39,7 +39,7 @@ def test_a_device_certificate_names_its_device(ca: DeviceCa) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(0x0ABC, "0abc"), (1, "01"), (0xFF00, "ff00"), (2**159 - 1, "7f" + "ff" * 19)]
+    ("number", "text"), [(0x0ABC, "0" * 36 + "0abc"), (0, "0" * 40), (2**159 - 1, "7f" + "ff" * 19)]
 )
 def test_a_serial_number_is_written_in_whole_bytes(number: int, text: str) -> None:
     now = datetime.now(UTC)

@@ -111,7 +111,9 @@ def test_a_ca_that_may_not_sign_crls_is_not_believed(ca: DeviceCa) -> None:
 def test_a_ca_without_key_usage_and_key_identifier_may_sign(tmp_path: Path) -> None:
     bare = DeviceCa(tmp_path / "bare", bare=True)
     device = bare.device()
-    assert read_crls(bare.crl(serial(device)), [bare.issuing]).verdict(peer_of(device), now=NOW) is Verdict.REVOKED
+    lists = read_crls(bare.crl(serial(device)), [bare.issuing])
+    assert lists.verdict(peer_of(device), now=NOW) is Verdict.REVOKED
+    assert lists.crls[0].number == 0
 
 
 def test_a_hash_other_than_sha2_is_not_accepted(ca: DeviceCa) -> None:

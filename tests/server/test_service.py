@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import resource
@@ -18,7 +19,7 @@ from tpm_mtls.errors import CertificateMismatchError, PemError, StorageError, Us
 from tpm_mtls.identity import Identity
 from tpm_mtls_server.listener import bind
 from tpm_mtls_server.logs import LOGGER, log, log_to_stderr
-from tpm_mtls_server.service import _url, crl_authorities, reserve_descriptors
+from tpm_mtls_server.service import _log_unforeseen, _url, crl_authorities, reserve_descriptors
 from tpm_mtls_server.settings import Limits
 
 if TYPE_CHECKING:
@@ -144,6 +145,20 @@ def waiting_descriptor() -> int:
 
 
 # logs
+
+
+def test_what_nobody_foresaw_is_logged_with_its_traceback(
+    logged: Callable[[str], list[dict[str, object]]], caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(_log_unforeseen)
+    loop.call_soon(lambda: 1 / 0)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    (line,) = logged("internal error")
+    assert "Exception in callback" in str(line["error"])
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_logs_are_one_json_object_per_line() -> None:

@@ -28,7 +28,7 @@ class DeviceCa:
     """A root and an issuing CA; ``trust`` is a PEM file with the root, then the issuing CA."""
 
     def __init__(self, folder: Path, name: str = "Test", *, bare: bool = False) -> None:
-        """Makes the CA; a ``bare`` one has no key usage and no key identifiers in its certificates."""
+        """Makes the CA; a ``bare`` one has no key usage, key identifiers and CRL numbers."""
         self._bare = bare
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -129,7 +129,8 @@ class DeviceCa:
                 entry = entry.add_extension(value, critical=critical)
             builder = builder.add_revoked_certificate(entry.build())
         builder = builder.add_extension(_authority(self._key), critical=False)
-        builder = builder.add_extension(x509.CRLNumber(number or self._crl_number), critical=False)
+        if not self._bare:
+            builder = builder.add_extension(x509.CRLNumber(number or self._crl_number), critical=False)
         for value, critical in extensions:
             builder = builder.add_extension(value, critical=critical)
         return builder.sign(self._key, hash_algorithm or hashes.SHA256()).public_bytes(Encoding.DER)
