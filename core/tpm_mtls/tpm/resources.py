@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tpm2_pytss.constants import ESYS_TR
 from tpm2_pytss.TSS2_Exception import TSS2_Exception
 
-from tpm_mtls.errors import TpmMtlsError
+from tpm_mtls.errors import HandleNotFoundError, TpmMtlsError
 from tpm_mtls.tpm.boundary import command, uninterrupted
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class Resources:
                 self._context.tr_close(resource)
 
     def flush(self, resource: int) -> None:
-        """Removes a loaded object from the TPM's slots; one that is persistent or already flushed is no error."""
+        """Removes a loaded object from the TPM's slots; one that is persistent, or gone already, is no error."""
         if resource in self._loaded:
-            with command("flush a key", self._tcti):
+            with suppress(HandleNotFoundError), command("flush a key", self._tcti):
                 self._loaded.remove(resource)
                 self._context.flush_context(ESYS_TR(resource))
 

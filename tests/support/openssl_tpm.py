@@ -1,0 +1,32 @@
+"""The openssl program with the tpm2 provider: the outside user of our key files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from support.tpm import SimulatedTpm
+
+MODULES = Path(sys.prefix, "lib", "ossl-modules")
+
+
+def openssl_tpm(
+    tpm: SimulatedTpm, *command: str, stdin: bytes = b"", check: bool = True
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs ``openssl COMMAND -provider tpm2 -provider default …`` against ``tpm``."""
+    name, *rest = command
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENSSL_")}
+    if (MODULES / "tpm2.so").exists():
+        environment["OPENSSL_MODULES"] = str(MODULES)
+    return subprocess.run(
+        ["openssl", name, "-provider", "tpm2", "-provider", "default", *rest],
+        env=environment | {"TPM2OPENSSL_TCTI": tpm.tcti},
+        input=stdin,
+        capture_output=True,
+        check=check,
+        timeout=60,
+    )
