@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from support.processes import run_crippled
 from tpm_mtls.errors import PemError, StorageError, StorageFullError
 from tpm_mtls.files import check_private, make_folder, read_capped, remove_file, storage_errors, write_atomic
 
@@ -72,8 +71,7 @@ def test_a_full_disk_leaves_the_old_content_and_no_temporary_file(tmp_path: Path
         "try: write_atomic(Path(sys.argv[1]), b'n' * 2000)\n"
         "except StorageFullError as error: sys.exit(error.hint)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
-    assert done.stderr.strip() == "make room on that file system, then run the command again"
+    assert run_crippled(code, str(path)) == "make room on that file system, then run the command again"
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -85,7 +83,10 @@ def test_a_path_through_a_file_says_so(tmp_path: Path) -> None:
 
 
 def test_an_unforeseen_error_still_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"cannot read .*: something odd") as caught, storage_errors(tmp_path, "read"):
+    with (
+        pytest.raises(StorageError, match=r"cannot read .*: something odd") as caught,
+        storage_errors(tmp_path, "read"),
+    ):
         raise OSError("Something odd")
     assert caught.value.hint == "check the file system"
 
@@ -129,10 +130,7 @@ def test_a_folder_that_may_not_be_written_is_refused_for_an_ordinary_user(tmp_pa
         "try: make_folder(Path(sys.argv[1]))\n"
         "except StorageError as error: sys.exit(str(error))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "closed")], capture_output=True, text=True, check=False
-    )
-    assert done.stderr.strip() == f"cannot make {tmp_path / 'closed'}: permission denied"
+    assert run_crippled(code, str(tmp_path / "closed")) == f"cannot make {tmp_path / 'closed'}: permission denied"
 
 
 def test_a_private_file_passes_and_one_that_others_read_does_not(tmp_path: Path) -> None:

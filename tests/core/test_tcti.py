@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from support.processes import run_crippled
 from tpm_mtls.errors import TctiInvalidError, TpmUnavailableError, TpmVersionError
 from tpm_mtls.tcti import DEFAULT_TCTI, resolve_tcti
 
@@ -55,8 +54,8 @@ def test_a_device_that_this_user_may_not_open_says_who_may(tmp_path: Path) -> No
         "try: resolve_tcti(sys.argv[1])\n"
         "except TpmUnavailableError as error: sys.exit(str(error) + '; ' + error.hint)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, f"device:{device}"], capture_output=True, text=True, check=False)
-    assert done.stderr.strip() == f"this user may not open {device}; run it as root or as a member of the group tss"
+    said = run_crippled(code, f"device:{device}")
+    assert said == f"this user may not open {device}; run it as root or as a member of the group tss"
 
 
 def test_a_tpm_1_2_is_recognised_by_what_the_kernel_says(tmp_path: Path) -> None:
