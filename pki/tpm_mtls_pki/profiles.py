@@ -1,16 +1,20 @@
 """What certificates contain: the one door. Every extension and its criticality is stated here (RFC 5280, 4.2).
 
-================  ========  ==========================  ==========================  ======================
-extension         critical  root                        issuing                     device, server
-================  ========  ==========================  ==========================  ======================
-basicConstraints  yes       CA, path length 1           CA, path length 0           no CA
-keyUsage          yes       keyCertSign, cRLSign        keyCertSign, cRLSign        digitalSignature
-extKeyUsage       no        -                           -                           clientAuth, serverAuth
-subjectAltName    no        -                           -                           from the CA's policy
-subjectKeyId      no        method 1 of 4.2.1.2         the same                    the same
-authorityKeyId    no        its own                     the root's                  the issuing CA's
-crlDistribution   no        -                           the root's CRL              the issuing CA's CRL
-================  ========  ==========================  ==========================  ======================
+===================  ========  ======================  ======================  ====================================
+extension            critical  root                    issuing                 device, server, attestation
+===================  ========  ======================  ======================  ====================================
+basicConstraints     yes       CA, path length 1       CA, path length 0       no CA
+keyUsage             yes       keyCertSign, cRLSign    keyCertSign, cRLSign    digitalSignature
+extKeyUsage          no        -                       -                       clientAuth, serverAuth, AIKCertificate
+subjectAltName       no        -                       -                       from the CA's policy
+certificatePolicies  no        -                       anyPolicy               what was verified about the TPM, if so
+subjectKeyId         no        method 1 of 4.2.1.2     the same                the same
+authorityKeyId       no        its own                 the root's              the issuing CA's
+crlDistribution      no        -                       the root's CRL          the issuing CA's CRL
+===================  ========  ======================  ======================  ====================================
+
+The device's certificate is an LDevID (IEEE 802.1AR-2018, 8): beside its name it has the TPM's identity as
+hardwareModuleName and permanentIdentifier, where the TPM was verified.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+from cryptography.x509.oid import CertificatePoliciesOID, ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -38,9 +42,14 @@ BACKDATE = timedelta(minutes=5)
 ROOT_LIFETIME = timedelta(days=20 * 365)
 ISSUING_LIFETIME = timedelta(days=10 * 365)
 
+AIK_CERTIFICATE: Final = ObjectIdentifier("2.23.133.8.3")
+"""tcg-kp-AIKCertificate: TCG EK Credential Profile 2.5, 4.2; attestation keys were called AIK in TPM 1.2."""
+
 ISSUING_CRL = "issuing.crl"
 ROOT_CRL = "root.crl"
 """Last parts of the two CRLs' URLs."""
+
+_ANY_POLICY = CertificatePoliciesOID.ANY_POLICY
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,9 @@ class Profile:
 
 DEVICE: Final = Profile("device", ExtendedKeyUsageOID.CLIENT_AUTH, timedelta(days=90))
 SERVER: Final = Profile("server", ExtendedKeyUsageOID.SERVER_AUTH, timedelta(days=90))
+ATTESTATION: Final = Profile("attestation", AIK_CERTIFICATE, timedelta(days=90))
 PROFILES: Final = {profile.name: profile for profile in (DEVICE, SERVER)}
+"""Those that an administrator can ask for; an attestation key's certificate is issued on evidence only."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +82,22 @@ class Subject:
         name: common name.
         dns: dNSName alternative names, lower case.
         addresses: iPAddress alternative names.
+        hardware: otherName alternative names that tell its TPM.
+        policies: what was verified about the key and its TPM (certificatePolicies).
     """
 
     name: str
     dns: tuple[str, ...]
     addresses: tuple[IPv4Address | IPv6Address, ...] = ()
+    hardware: tuple[x509.OtherName, ...] = ()
+    policies: tuple[ObjectIdentifier, ...] = ()
 
     @classmethod
-    def device(cls, name: str) -> Subject:
-        """A device: its name is its common name and its one alternative name."""
-        return cls(name=name, dns=(name,))
+    def device(
+        cls, name: str, *, hardware: tuple[x509.OtherName, ...] = (), policies: tuple[ObjectIdentifier, ...] = ()
+    ) -> Subject:
+        """A device: its name is its common name and its one dNSName."""
+        return cls(name=name, dns=(name,), hardware=hardware, policies=policies)
 
 
 @dataclass(frozen=True)
@@ -115,6 +132,8 @@ def build_issuing(
     not_after = min(now + ISSUING_LIFETIME, issuer.certificate.not_valid_after_utc)
     builder = _builder(_common_name(f"{name} Issuing"), public_key, now=now, not_after=not_after)
     builder = _add_ca_extensions(builder, path_length=0)
+    # a leaf's policies count for whoever asks for them only if its CA may assert them (RFC 5280, 6.1.3 d)
+    builder = builder.add_extension(_policies((_ANY_POLICY,)), critical=False)
     return _sign(builder, issuer)
 
 
@@ -125,11 +144,14 @@ def build_leaf(
     not_after = min(now + profile.lifetime, issuer.certificate.not_valid_after_utc)
     names: list[x509.GeneralName] = [x509.DNSName(name) for name in subject.dns]
     names += [x509.IPAddress(address) for address in subject.addresses]
+    names += subject.hardware
     builder = _builder(_common_name(subject.name), public_key, now=now, not_after=not_after)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_key_usage(digital_signature=True), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([profile.extended_key_usage]), critical=False)
     builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    if subject.policies:
+        builder = builder.add_extension(_policies(subject.policies), critical=False)
     return _sign(builder, issuer)
 
 
@@ -185,6 +207,10 @@ def _key_usage(*, digital_signature: bool = False, certificate_signing: bool = F
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _policies(identifiers: tuple[ObjectIdentifier, ...]) -> x509.CertificatePolicies:
+    return x509.CertificatePolicies([x509.PolicyInformation(identifier, None) for identifier in identifiers])
 
 
 def _common_name(name: str) -> x509.Name:
