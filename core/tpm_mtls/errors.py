@@ -19,7 +19,9 @@
      │   ├─ CertificateMismatchError              the certificate belongs to another key
      │   ├─ CertificateExpiredError
      │   ├─ CertificateNotYetValidError
-     │   └─ CsrRefusedError                       malformed, wrong signature, unacceptable key
+     │   ├─ CsrRefusedError                       malformed, wrong signature, unacceptable key
+     │   └─ EvidenceError                         attestation data is malformed or does not verify
+     │       └─ EvidenceRefusedError              it failed one of the numbered checks
      ├─ PeerError                            6    the other side of a connection
      │   ├─ PeerUnreachableError
      │   ├─ PeerUntrustedError                    its chain or its name does not verify
@@ -154,6 +156,18 @@ class CertificateNotYetValidError(CredentialError):
 
 class CsrRefusedError(CredentialError):
     """A certificate request is malformed, wrongly signed or asks with an unacceptable key."""
+
+
+class EvidenceError(CredentialError):
+    """What a TPM is said to have attested is malformed, contradicts itself or does not verify."""
+
+
+class EvidenceRefusedError(EvidenceError):
+    """The evidence that a key lives in a genuine TPM failed ``check``, 1 to 9 (`tpm_mtls.evidence_checks`)."""
+
+    def __init__(self, message: str, *, hint: str, check: int) -> None:
+        super().__init__(message, hint=hint)
+        self.check = check
 
 
 class PeerError(TpmMtlsError):
