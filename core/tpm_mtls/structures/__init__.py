@@ -5,15 +5,45 @@ Everything here is pure: bytes in, frozen values out. Nothing sends a command. S
 """
 
 from tpm_mtls.key_algorithm import KeyAlgorithm
+from tpm_mtls.structures.attestation import Attest, AttestType, Certified, Clock, Quoted, parse_attest
+from tpm_mtls.structures.credential import check_credential_key, make_credential
+from tpm_mtls.structures.endorsement import (
+    EkTemplate,
+    check_ek_public,
+    ek_hash,
+    ek_public,
+    ek_public_from_certificate,
+    ek_template,
+    find_ek_template,
+)
 from tpm_mtls.structures.public_area import Attribute, PublicArea, parse_public_area, qualified_name
+from tpm_mtls.structures.signature import Signature, parse_signature, verify_signature
 from tpm_mtls.structures.tss2_key import Tss2Key, parse_tss2_pem
 
 __all__ = [
+    "Attest",
+    "AttestType",
     "Attribute",
+    "Certified",
+    "Clock",
+    "EkTemplate",
     "KeyAlgorithm",
     "PublicArea",
+    "Quoted",
+    "Signature",
     "Tss2Key",
+    "check_credential_key",
+    "check_ek_public",
+    "ek_hash",
+    "ek_public",
+    "ek_public_from_certificate",
+    "ek_template",
+    "find_ek_template",
+    "make_credential",
+    "parse_attest",
     "parse_public_area",
+    "parse_signature",
     "parse_tss2_pem",
     "qualified_name",
+    "verify_signature",
 ]
