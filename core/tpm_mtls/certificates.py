@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from tpm_mtls.device_identity import tpm_identity
+from tpm_mtls.device_identity import tpm_identity
 from tpm_mtls.errors import (
     CertificateExpiredError,
     CertificateMismatchError,
@@ -275,17 +277,21 @@ def check_device_name(name: str) -> str:
 def device_name(certificate: x509.Certificate) -> str:
     """The device that ``certificate`` is for: its one dNSName in the subjectAltName. Nothing is verified.
 
+    Beside it may stand the two names of its TPM (`device_identity.tpm_identity`), and nothing else.
+
     Raises:
-        CredentialError: it has another number of alternative names than one, another kind, or no lower-case host name.
+        CredentialError: it has another number of dNSNames than one, no lower-case host name, or names of other kinds.
     """
     hint = "is that a device certificate of our CA? see: tpm-mtls pki show"
     try:
-        names = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+        every = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except (x509.ExtensionNotFound, ValueError) as error:
         raise CredentialError("the certificate names no device", hint=hint) from error
-    if len(names) != 1 or not isinstance(names[0], x509.DNSName) or not _NAME.fullmatch(names[0].value):
+    devices = [name.value for name in names if isinstance(name, x509.DNSName)]
+    of_tpm = 0 if tpm_identity(names) is None else 2
+    if len(devices) != 1 or len(names) != 1 + of_tpm or not _NAME.fullmatch(devices[0]):
         raise CredentialError("the certificate names no single device", hint=hint)
-    return names[0].value
+    return devices[0]
 
 
 def _parse_block(block: bytes, name: str) -> x509.Certificate:
