@@ -29,6 +29,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import CertificatePoliciesOID, ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
+from tpm_mtls.device_identity import EKU_ATTESTATION_KEY
+
 if TYPE_CHECKING:
     from datetime import datetime
     from ipaddress import IPv4Address, IPv6Address
@@ -41,9 +43,6 @@ BACKDATE = timedelta(minutes=5)
 
 ROOT_LIFETIME = timedelta(days=20 * 365)
 ISSUING_LIFETIME = timedelta(days=10 * 365)
-
-AIK_CERTIFICATE: Final = ObjectIdentifier("2.23.133.8.3")
-"""tcg-kp-AIKCertificate: TCG EK Credential Profile 2.5, 4.2; attestation keys were called AIK in TPM 1.2."""
 
 ISSUING_CRL = "issuing.crl"
 ROOT_CRL = "root.crl"
@@ -69,7 +68,7 @@ class Profile:
 
 DEVICE: Final = Profile("device", ExtendedKeyUsageOID.CLIENT_AUTH, timedelta(days=90))
 SERVER: Final = Profile("server", ExtendedKeyUsageOID.SERVER_AUTH, timedelta(days=90))
-ATTESTATION: Final = Profile("attestation", AIK_CERTIFICATE, timedelta(days=90))
+ATTESTATION: Final = Profile("attestation", EKU_ATTESTATION_KEY, timedelta(days=90))
 PROFILES: Final = {profile.name: profile for profile in (DEVICE, SERVER)}
 """Those that an administrator can ask for; an attestation key's certificate is issued on evidence only."""
 

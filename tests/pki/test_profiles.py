@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import subprocess
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -14,11 +15,19 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from support.authority import CRL_URL, NOW, PASSPHRASE, new_key
-from tpm_mtls.errors import CertificateExpiredError, CsrRefusedError, StateError
+from tpm_mtls.certificates import Purpose, check_chain, device_name
+from tpm_mtls.device_identity import (
+    POLICY_FIXED,
+    POLICY_RESIDENT,
+    POLICY_RESTRICTED,
+    TpmIdentity,
+    tpm_identity,
+)
+from tpm_mtls.errors import CertificateExpiredError, CredentialError, CsrRefusedError, StateError
 from tpm_mtls_pki import crl, records
 from tpm_mtls_pki.cli_revocation import sign_crl
 from tpm_mtls_pki.csr import CheckedCsr
-from tpm_mtls_pki.profiles import DEVICE, ISSUING_LIFETIME, SERVER, Subject, build_leaf
+from tpm_mtls_pki.profiles import ATTESTATION, DEVICE, ISSUING_LIFETIME, SERVER, Subject, build_leaf
 from tpm_mtls_pki.records import REASONS
 
 if TYPE_CHECKING:
@@ -95,6 +104,67 @@ def test_a_leaf_has_the_extensions_of_its_profile_and_no_others(
     assert ": OK" in verify(registrar, certificate, "-purpose", purpose)
     other = {"sslclient": "sslserver", "sslserver": "sslclient"}[purpose]
     assert "nsuitable certificate purpose" in verify(registrar, certificate, "-purpose", other)
+
+
+TPM = TpmIdentity(bytes(range(32)))
+VERIFIED = (POLICY_RESIDENT, POLICY_FIXED)
+
+
+def ldevid(registrar: Registrar, policies: tuple[x509.ObjectIdentifier, ...] = VERIFIED) -> x509.Certificate:
+    subject = Subject.device("sensor-1", hardware=TPM.names(), policies=policies)
+    return build_leaf(DEVICE, subject, new_key().public_key(), registrar.issuer, now=NOW)
+
+
+def test_a_device_with_a_verified_tpm_gets_an_ldevid(registrar: Registrar) -> None:
+    """IEEE 802.1AR-2018, 8: the TPM's identity beside the name; and what was verified."""
+    certificate = ldevid(registrar)
+    assert device_name(certificate) == "sensor-1"
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [type(name) for name in names] == [x509.DNSName, x509.OtherName, x509.OtherName]
+    assert tpm_identity(names) == TPM
+    policies = certificate.extensions.get_extension_for_class(x509.CertificatePolicies)
+    assert not policies.critical
+    assert [each.policy_identifier.dotted_string for each in policies.value] == ["2.23.133.11.1.1", "2.23.133.11.1.2"]
+    assert ": OK" in verify(registrar, certificate, "-purpose", "sslclient")
+
+
+def test_openssl_reads_the_names_of_an_ldevid(registrar: Registrar) -> None:
+    (registrar.authority.folder / "x.der").write_bytes(ldevid(registrar).public_bytes(Encoding.DER))
+    text = subprocess.run(
+        ["openssl", "asn1parse", "-inform", "DER", "-in", registrar.authority.folder / "x.der"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (names,) = re.findall(r"Subject Alternative Name\n.*\[HEX DUMP\]:([0-9A-F]+)\n", text)
+    assert "06082B06010505070804" in names
+    assert "06082B06010505070803" in names
+    assert f"060567810501020420{TPM.digest.hex().upper()}" in names
+    assert TPM.digest.hex().encode().hex().upper() in names
+
+
+def test_a_policy_counts_for_whoever_asks_for_it(registrar: Registrar) -> None:
+    """RFC 5280, 6.1: the issuing CA must be allowed to assert it."""
+    wanted = ("-policy_check", "-explicit_policy", "-policy", "2.23.133.11.1.2")
+    assert ": OK" in verify(registrar, ldevid(registrar), *wanted)
+    for policies in ((), (POLICY_RESIDENT,)):
+        assert "no explicit policy" in verify(registrar, ldevid(registrar, policies), *wanted)
+
+
+def test_an_attestation_key_gets_a_certificate_for_that_only(registrar: Registrar) -> None:
+    subject = Subject.device("sensor-1", hardware=TPM.names(), policies=(POLICY_RESTRICTED,))
+    certificate = build_leaf(ATTESTATION, subject, new_key().public_key(), registrar.issuer, now=NOW)
+    usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert [each.dotted_string for each in usages] == ["2.23.133.8.3"]
+    policies = certificate.extensions.get_extension_for_class(x509.CertificatePolicies).value
+    assert [each.policy_identifier.dotted_string for each in policies] == ["2.23.133.11.1.3"]
+    assert ": OK" in verify(registrar, certificate)
+    for purpose in ("sslclient", "sslserver"):
+        assert "nsuitable certificate purpose" in verify(registrar, certificate, "-purpose", purpose)
+    with pytest.raises(CredentialError, match="is not for TLS clients"):
+        check_chain(
+            certificate, [registrar.authority.issuing], [registrar.authority.root], now=NOW, purpose=Purpose.CLIENT
+        )
 
 
 def test_the_only_key_usage_is_to_sign(registrar: Registrar) -> None:
