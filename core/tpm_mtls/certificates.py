@@ -16,7 +16,6 @@ from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tpm_mtls.device_identity import tpm_identity
-from tpm_mtls.device_identity import tpm_identity
 from tpm_mtls.errors import (
     CertificateExpiredError,
     CertificateMismatchError,
@@ -284,7 +283,7 @@ def device_name(certificate: x509.Certificate) -> str:
     """
     hint = "is that a device certificate of our CA? see: tpm-mtls pki show"
     try:
-        every = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+        names = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except (x509.ExtensionNotFound, ValueError) as error:
         raise CredentialError("the certificate names no device", hint=hint) from error
     devices = [name.value for name in names if isinstance(name, x509.DNSName)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat import asn1
@@ -16,6 +16,7 @@ from cryptography.x509 import ObjectIdentifier
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from tpm_mtls.errors import PemError
+from tpm_mtls.evidence import OID_ATTESTATION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,12 +28,15 @@ CACERTS = f"{PREFIX}/cacerts"
 CSRATTRS = f"{PREFIX}/csrattrs"
 SIMPLE_ENROLL = f"{PREFIX}/simpleenroll"
 SIMPLE_REENROLL = f"{PREFIX}/simplereenroll"
-"""Paths: RFC 7030, 3.2.2."""
+NONCE = f"{PREFIX}/nonce"
+"""Paths: RFC 7030, 3.2.2; the last one: draft-ietf-lamps-attestation-freshness-08, 5 (`tpm_mtls.freshness`)."""
 
 CSR_TYPE = "application/pkcs10"
 CERTIFICATES_TYPE = "application/pkcs7-mime"
 CSRATTRS_TYPE = "application/csrattrs"
-"""Media types: RFC 7030, 3.2.4; the answers to the two enrollments add ``smime-type=certs-only``."""
+NONCE_TYPE = "application/est-attestation-freshness+json"
+"""Media types: RFC 7030, 3.2.4; the answers to the two enrollments add ``smime-type=certs-only``. A nonce's is the
+draft's, for request and answer."""
 
 BODY_LIMIT = 64 * 1024
 """Bytes of a body, either way: a CSR is 1 KiB, four certificates with RSA-4096 keys are 12 KiB in base64."""
@@ -47,6 +51,7 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")  # RFC 4648, 4; Python's own deco
 _EC_PUBLIC_KEY = ObjectIdentifier("1.2.840.10045.2.1")  # RFC 5480, 2.1.1
 _SECP256R1 = ObjectIdentifier("1.2.840.10045.3.1.7")
 _SECP384R1 = ObjectIdentifier("1.3.132.0.34")
+_REQUEST_TEMPLATE = ObjectIdentifier("1.2.840.113549.1.9.16.2.61")  # id-aa-certificationRequestInfoTemplate: RFC 9908
 
 
 def encode_body(der: bytes) -> bytes:
@@ -102,12 +107,22 @@ def is_media_type(header: str | None, wanted: str) -> bool:
 
 
 def encode_csrattrs() -> bytes:
-    """The body that tells a client which key the CA likes best (RFC 7030, 4.5.2): EC P-256 or P-384, with SHA-256."""
+    """The body that tells a client what the CA likes best (RFC 7030, 4.5.2, and RFC 9908).
+
+    1. id-aa-attestation: evidence that the key lives in a TPM (draft-ietf-lamps-csr-attestation).
+    2. An EC key of P-256 or P-384, and a signature with SHA-256.
+    3. For clients that fill in a template (RFC 9908, 3.4): a P-256 key. No subject and no extensions: the CA takes none
+       from a request. A template cannot ask for an attribute whose value only the client knows.
+    """
+    curve = _Curve(algorithm=_EC_PUBLIC_KEY, curve=_SECP256R1)
+    template = _Template(version=0, public_key=_PublicKey(algorithm=curve), attributes=asn1.SetOf([]))
     return encode_body(
         asn1.encode_der(
             _CsrAttrs(
+                evidence=OID_ATTESTATION,
                 key=_Attribute(type=_EC_PUBLIC_KEY, values=asn1.SetOf([_SECP384R1, _SECP256R1])),
                 signature=SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+                template=_TemplateAttribute(type=_REQUEST_TEMPLATE, values=asn1.SetOf([template])),
             )
         )
     )
@@ -120,8 +135,40 @@ class _Attribute:
 
 
 @asn1.sequence
-class _CsrAttrs:
-    """CsrAttrs ::= SEQUENCE OF AttrOrOID, as the two elements that we send."""
+class _Curve:
+    """AlgorithmIdentifier of an EC key: RFC 5480, 2.1.1."""
 
+    algorithm: ObjectIdentifier
+    curve: ObjectIdentifier
+
+
+@asn1.sequence
+class _PublicKey:
+    """SubjectPublicKeyInfoTemplate, without the key."""
+
+    algorithm: _Curve
+
+
+@asn1.sequence
+class _Template:
+    """CertificationRequestInfoTemplate without a subject, and with no attributes."""
+
+    version: int
+    public_key: Annotated[_PublicKey, asn1.Implicit(0)]
+    attributes: Annotated[asn1.SetOf[_Attribute], asn1.Implicit(1)]
+
+
+@asn1.sequence
+class _TemplateAttribute:
+    type: ObjectIdentifier
+    values: asn1.SetOf[_Template]
+
+
+@asn1.sequence
+class _CsrAttrs:
+    """CsrAttrs ::= SEQUENCE OF AttrOrOID, as the four elements that we send."""
+
+    evidence: ObjectIdentifier
     key: _Attribute
     signature: ObjectIdentifier
+    template: _TemplateAttribute

@@ -51,7 +51,7 @@ class IdentityRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         algorithm: ``ecc-p256``, ``ecc-p384``, ``rsa-2048`` or ``rsa-3072``.
         key_name: Name of the TLS key in the TPM, hex (part 1, 16: nameAlg and digest of the public area).
         srk_name: Name of the storage root key, hex: tells a cleared or exchanged TPM from the one that made the key.
-        ek_sha256: SHA-256 of the endorsement key's public area, hex; none when the TPM has not been asked.
+        ek_sha256: SHA-256 of the endorsement key's public key (DER SPKI), hex; none when the TPM has not been asked.
         tpm_vendor: manufacturer, four characters (TPM_PT_MANUFACTURER).
         tpm_firmware: firmware version as the TPM reports it.
         reset_count: TPMS_CLOCK_INFO.resetCount when it was enrolled.
