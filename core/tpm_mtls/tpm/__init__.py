@@ -11,14 +11,18 @@ for each use (StartAuthSession, and a ReadPublic for the Name), which the comman
 A process that uses this module never loads OpenSSL's tpm2 provider.
 """
 
+from tpm_mtls.tpm.attestation import Certification
 from tpm_mtls.tpm.connection import OWNER_HIERARCHY, Tpm, open_tpm
+from tpm_mtls.tpm.nv import NvIndex
 from tpm_mtls.tpm.storage_root import SRK_HANDLE, StorageRootKey
 from tpm_mtls.tpm.values import LoadedKey, PersistentObject, TpmFacts
 
 __all__ = [
     "OWNER_HIERARCHY",
     "SRK_HANDLE",
+    "Certification",
     "LoadedKey",
+    "NvIndex",
     "PersistentObject",
     "StorageRootKey",
     "Tpm",

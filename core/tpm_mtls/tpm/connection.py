@@ -20,7 +20,10 @@ from tpm2_pytss.types import (
 from tpm_mtls.errors import ForeignKeyError, HandleNotFoundError, HandleOccupiedError, TpmMtlsError, TpmRefusedError
 from tpm_mtls.key_reference import PERSISTENT_FIRST
 from tpm_mtls.tcti import resolve_tcti
+from tpm_mtls.tpm.attestation import Attestation
 from tpm_mtls.tpm.boundary import command, public_area, sized_public
+from tpm_mtls.tpm.endorsement import EndorsementKeys
+from tpm_mtls.tpm.nv import NvMemory
 from tpm_mtls.tpm.resources import Resources
 from tpm_mtls.tpm.storage_root import StorageRootKey
 from tpm_mtls.tpm.templates import hierarchy_parent_template
@@ -51,6 +54,7 @@ def open_tpm(
     *,
     owner_authorization: Secret | None = None,
     srk_authorization: Secret | None = None,
+    endorsement_authorization: Secret | None = None,
 ) -> Iterator[Tpm]:
     """An open TPM; whatever was loaded into it is flushed at the end of the block, an interrupt included.
 
@@ -58,6 +62,7 @@ def open_tpm(
         tcti: where it is; see `tpm_mtls.tcti.resolve_tcti`.
         owner_authorization: authorization value of the owner hierarchy, if it has one.
         srk_authorization: authorization value of the storage root key, if it has one.
+        endorsement_authorization: authorization value of the endorsement hierarchy, if it has one.
 
     Raises:
         TctiInvalidError: ``tcti`` is none.
@@ -69,6 +74,7 @@ def open_tpm(
     try:
         resources = Resources(context, where)
         resources.authorize(ESYS_TR.OWNER, owner_authorization)
+        resources.authorize(ESYS_TR.ENDORSEMENT, endorsement_authorization)
         try:
             yield Tpm(context, where, resources, srk_authorization)
         except BaseException:
@@ -89,11 +95,17 @@ class Tpm:
     Attributes:
         tcti: where it is.
         srk: its storage root key.
+        endorsement: its endorsement keys and their certificates.
+        attestation: what it says of its keys.
+        nv: its NV memory.
     """
 
     def __init__(self, context: ESAPI, tcti: str, resources: Resources, srk_authorization: Secret | None) -> None:
         self.tcti = tcti
         self.srk = StorageRootKey(self)
+        self.endorsement = EndorsementKeys(self, resources)
+        self.attestation = Attestation(resources)
+        self.nv = NvMemory(resources)
         self._context = context
         self._resources = resources
         self._srk_authorization = srk_authorization
@@ -222,7 +234,7 @@ class Tpm:
             HandleNotFoundError: nothing is there.
         """
         public = self.read_public(handle).public
-        resource = self._resources.refer(handle)
+        resource = self._resources.refer(handle, public.name)
         self._resources.authorize(resource, authorization)
         return LoadedKey(public, b"", resource, self)
 

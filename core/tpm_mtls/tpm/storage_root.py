@@ -13,7 +13,7 @@ from tpm_mtls.errors import HandleNotFoundError, HandleOccupiedError, TpmRefused
 from tpm_mtls.structures import Attribute
 from tpm_mtls.tpm.boundary import public_area
 from tpm_mtls.tpm.duplication import duplicate_for
-from tpm_mtls.tpm.templates import signing_template, storage_root_template
+from tpm_mtls.tpm.templates import attestation_template, signing_template, storage_root_template
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +77,14 @@ class StorageRootKey:
         """
         template = signing_template(algorithm, with_authorization=authorization is not None)
         return self._use(lambda: self._tpm.create_child(SRK_HANDLE, template, authorization))
+
+    def create_attestation_key(self) -> LoadedKey:
+        """A new attestation key under it (ECC P-256, ECDSA with SHA-256, restricted), loaded.
+
+        Raises:
+            as `create_key`.
+        """
+        return self._use(lambda: self._tpm.create_child(SRK_HANDLE, attestation_template(), None))
 
     def import_key(
         self,

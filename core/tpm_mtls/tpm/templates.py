@@ -7,11 +7,13 @@ from tpm2_pytss.types import (
     TPMS_ECC_PARMS,
     TPMS_ECC_POINT,
     TPMS_RSA_PARMS,
+    TPMS_SCHEME_HASH,
     TPMT_ECC_SCHEME,
     TPMT_KDF_SCHEME,
     TPMT_PUBLIC,
     TPMT_RSA_SCHEME,
     TPMT_SYM_DEF_OBJECT,
+    TPMU_ASYM_SCHEME,
     TPMU_PUBLIC_ID,
     TPMU_PUBLIC_PARMS,
     TPMU_SYM_KEY_BITS,
@@ -51,6 +53,19 @@ def signing_template(algorithm: KeyAlgorithm, *, with_authorization: bool) -> by
         with_authorization: whether it has an authorization value, which dictionary-attack protection then guards.
     """
     return _signing(algorithm, BORN_INSIDE, with_authorization=with_authorization)
+
+
+def attestation_template() -> bytes:
+    """An attestation key: ECC P-256, signs by ECDSA with SHA-256, and only what the TPM itself made (restricted)."""
+    public = _ecc(
+        TPM2_ECC.NIST_P256,
+        BORN_INSIDE | Attribute.RESTRICTED | Attribute.SIGN | Attribute.USERWITHAUTH | Attribute.NODA,
+        TPMT_SYM_DEF_OBJECT(algorithm=TPM2_ALG.NULL),
+    )
+    public.parameters.eccDetail.scheme = TPMT_ECC_SCHEME(
+        scheme=TPM2_ALG.ECDSA, details=TPMU_ASYM_SCHEME(ecdsa=TPMS_SCHEME_HASH(hashAlg=TPM2_ALG.SHA256))
+    )
+    return bytes(public.marshal())
 
 
 def imported_template(algorithm: KeyAlgorithm, *, with_authorization: bool) -> bytes:
