@@ -333,6 +333,17 @@ def test_the_interpreters_exit_flushes_the_key(then: str, status: int, tss2: Ide
     assert tpm.handles("transient") == []
 
 
+def test_a_hanging_tpm_does_not_hold_the_interpreters_exit_up_for_ever(tss2: Identity, tpm: SimulatedTpm) -> None:
+    then = """
+        import threading
+        import tpm_mtls.own_key
+        tpm_mtls.own_key._PATIENCE = 0.05
+        threading.Thread(target=context.own_key.guard.acquire).start()
+    """
+    assert _run(tss2, tpm.tcti, then).returncode == 0
+    tpm.flush()
+
+
 def test_a_loaded_module_loads_neither_cryptography_nor_pytss(tss2: Identity, tpm: SimulatedTpm) -> None:
     done = _run(tss2, tpm.tcti, "print(sorted({'cryptography', 'tpm2_pytss', 'click'} & set(sys.modules)))")
     assert done.stdout == "[]\n", done.stderr
