@@ -187,7 +187,7 @@ def _load(context: SSL.Context, identity: Identity, authorization: Secret | None
     except SSL.Error as error:
         raise OpensslError(
             f"pyOpenSSL cannot use the key {identity.key}: {error}",
-            hint="Python's own ssl can, so is OPENSSL_CONF one that does not activate the tpm2 provider?",
+            hint='Python\'s own ssl can; start the program in its environment: eval "$(tpm-mtls openssl-env)"',
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -125,7 +126,8 @@ def test_an_existing_connection_outlives_a_reload(tss2: Identity, server: Identi
 def _echo_once(server: ssl.SSLContext, far: socket.socket) -> None:
     with server.wrap_socket(far, server_side=True) as tls:
         tls.sendall(tls.recv(20))
-        tls.recv(1)
+        with contextlib.suppress(OSError):  # the client closes, and OpenSSL 3.5 answers that
+            tls.recv(1)
 
 
 def test_a_key_of_another_type_needs_a_new_context(ca: TestCa, tpm: SimulatedTpm, server: IdentityContext) -> None:
