@@ -27,6 +27,7 @@ from tpm_mtls.errors import (
     CredentialError,
     HandleNotFoundError,
     KeyGoneError,
+    OpensslError,
     TpmUnavailableError,
 )
 from tpm_mtls.key_reference import KeyFile
@@ -333,6 +334,25 @@ def _run(identity: Identity, tcti: str, then: str) -> subprocess.CompletedProces
 def test_the_interpreters_exit_flushes_the_key(then: str, status: int, tss2: Identity, tpm: SimulatedTpm) -> None:
     assert _run(tss2, tpm.tcti, then).returncode == status
     assert tpm.handles("transient") == []
+
+
+def test_a_handshake_after_the_key_was_released_fails_cleanly(
+    tss2: Identity, server: IdentityContext, tpm: SimulatedTpm
+) -> None:
+    """A daemon thread may still be at it while the interpreter ends."""
+    client = client_context(tss2, tcti=tpm.tcti)
+    assert client.own_key is not None
+    client.own_key.begin_handshake()
+    client.own_key.release()
+    assert len(tpm.handles("transient")) == 1  # a handshake is under way
+    client.own_key.end_handshake()
+    client.own_key.release()
+    assert tpm.handles("transient") == []
+    with pytest.raises(ssl.SSLError):
+        handshake(client, server)
+    error = client.diagnose()
+    assert isinstance(error, OpensslError)
+    assert "does not sign" in str(error)
 
 
 def test_a_hanging_tpm_does_not_hold_the_interpreters_exit_up_for_ever(tss2: Identity, tpm: SimulatedTpm) -> None:
