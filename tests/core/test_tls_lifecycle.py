@@ -358,8 +358,8 @@ def test_a_handshake_after_the_key_was_released_fails_cleanly(
 def test_a_hanging_tpm_does_not_hold_the_interpreters_exit_up_for_ever(tss2: Identity, tpm: SimulatedTpm) -> None:
     then = """
         import threading
-        import tpm_mtls.own_key
-        tpm_mtls.own_key._PATIENCE = 0.05
+        import tpm_mtls.tls.own_key
+        tpm_mtls.tls.own_key._PATIENCE = 0.05
         threading.Thread(target=context.own_key.guard.acquire).start()
     """
     assert _run(tss2, tpm.tcti, then).returncode == 0

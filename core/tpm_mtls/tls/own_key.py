@@ -7,7 +7,6 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from tpm_mtls import process_hooks
 from tpm_mtls.errors import (
     AuthorizationError,
     CertificateMismatchError,
@@ -22,6 +21,7 @@ from tpm_mtls.key_reference import KeyFile, PersistentHandle
 from tpm_mtls.openssl import certificates, contexts, keys, provider
 from tpm_mtls.response_codes import describe, tpm_error
 from tpm_mtls.tcti import resolve_tcti
+from tpm_mtls.tls import process_hooks
 
 if TYPE_CHECKING:
     import ssl
