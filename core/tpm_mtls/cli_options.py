@@ -22,7 +22,8 @@ def tcti_option(function: F) -> F:
     return click.option(
         "--tcti",
         metavar="TCTI",
-        help=f"Where the TPM is, such as {DEFAULT_TCTI} or swtpm:port=2321.  [default: ${ENVIRONMENT}, then {DEFAULT_TCTI}]",
+        help=f"Where the TPM is, such as {DEFAULT_TCTI} or swtpm:port=2321.  "
+        f"[default: ${ENVIRONMENT}, then {DEFAULT_TCTI}]",
     )(function)
 
 

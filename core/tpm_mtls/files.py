@@ -7,13 +7,13 @@ import errno
 import os
 import secrets
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpm_mtls.errors import PemError, StorageError, StorageFullError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 PEM_LIMIT = 64 * 1024
 """Bytes read from a key, certificate or chain file: a chain of ten RSA-4096 certificates is about 20 KiB."""

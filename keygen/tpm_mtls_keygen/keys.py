@@ -209,6 +209,7 @@ def _refuse_existing(path: Path) -> None:
 
 def _store(tpm: Tpm, loaded: LoadedKey, form: KeyForm, *, has_authorization: bool) -> KeyReference:
     if isinstance(form, FileForm):
+        _refuse_existing(form.path)  # again: making an RSA key can take seconds
         key = Tss2Key(loaded.public, loaded.private, parent=SRK_HANDLE, empty_auth=not has_authorization)
         write_atomic(form.path, key.to_pem(), mode=PRIVATE_FILE)
         return KeyFile(form.path)

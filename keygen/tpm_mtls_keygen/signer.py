@@ -25,13 +25,13 @@ def signer_for(tpm: Tpm, key: LoadedKey) -> Signer:
     Raises:
         CredentialError: the key's algorithm is none that this project makes certificates for.
     """
-    algorithm = key.public.key_algorithm
-    if algorithm is None:
+    algorithm, spki = key.public.key_algorithm, key.public.spki
+    if algorithm is None or spki is None:
         raise CredentialError(
             f"no certificate can be made for a key with the algorithm {key.public.algorithm}",
             hint="use ecc-p256, ecc-p384, rsa-2048 or rsa-3072",
         )
-    return EccSigner(tpm, key, algorithm) if algorithm.is_ecc else RsaSigner(tpm, key, algorithm)
+    return (EccSigner if algorithm.is_ecc else RsaSigner)(tpm, key, algorithm, spki)
 
 
 def signature_hash(algorithm: KeyAlgorithm) -> hashes.SHA256 | hashes.SHA384:
@@ -42,9 +42,10 @@ def signature_hash(algorithm: KeyAlgorithm) -> hashes.SHA256 | hashes.SHA384:
 class _StaysInside:
     """What a private key in a TPM cannot or shall not do."""
 
-    def __init__(self, tpm: Tpm, key: LoadedKey, algorithm: KeyAlgorithm) -> None:
+    def __init__(self, tpm: Tpm, key: LoadedKey, algorithm: KeyAlgorithm, spki: bytes) -> None:
         self._tpm = tpm
         self._key = key
+        self._spki = spki
         self.algorithm = algorithm
 
     def _sign(self, data: bytes, algorithm: object) -> bytes:
@@ -56,9 +57,7 @@ class _StaysInside:
         return self._tpm.sign(self._key, digest.finalize(), hash_name=expected.name)
 
     def _public_key(self) -> Any:  # noqa: ANN401 - of the kind that the subclass names
-        if self._key.public.spki is None:
-            raise TypeError("the key has no public half")
-        return load_der_public_key(self._key.public.spki)
+        return load_der_public_key(self._spki)
 
     def private_numbers(self) -> NoReturn:
         """Never possible."""

@@ -256,3 +256,16 @@ def test_trust_contexts_have_nothing_to_reload(ca: TestCa) -> None:
     client = trust_context(ca.trust)
     client.reload()
     assert client.diagnose() is None
+
+
+def test_a_server_name_callback_may_choose_another_context(ca: TestCa) -> None:
+    first, second = (server_context(ca.software_identity(name)) for name in ("first", "second"))
+    first.sni_callback = lambda tls, name, _: setattr(tls, "context", second) if name == "second" else None
+    client = client_context(ca.software_identity("me"))
+    assert handshake(client, first, name="first").server == "first"
+    assert handshake(client, first, name="second").server == "second"
+    plain = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca.trust)
+    other = ca.software_identity("third")
+    plain.load_cert_chain(other.certificate, str(other.key))
+    first.sni_callback = lambda tls, *_: setattr(tls, "context", plain)
+    assert handshake(client, first, name="third").server == "third"

@@ -25,6 +25,8 @@ from tpm_mtls.errors import (
     ForeignKeyError,
     HandleNotFoundError,
     HandleOccupiedError,
+    PemError,
+    TpmMemoryError,
     TpmRefusedError,
     TpmUnavailableError,
 )
@@ -198,6 +200,27 @@ def test_a_key_is_loaded_again_by_the_tpm_that_made_it_only(
             opened.load(SRK_HANDLE, key.public, key.private, None)
         opened.srk.ensure()
         with pytest.raises(ForeignKeyError, match="belongs to another TPM, or this TPM was cleared"):
+            opened.load(SRK_HANDLE, key.public, key.private, None)
+
+
+def test_a_damaged_key_is_refused(tpm: SimulatedTpm) -> None:
+    with open_tpm(tpm.tcti) as opened:
+        with opened.srk.create_key(KeyAlgorithm.ECC_P256) as key:
+            pass
+        with pytest.raises(PemError, match=r"cannot load the key: .*parameter 1.*: the key is damaged"):
+            opened.load(SRK_HANDLE, key.public, key.private[:20], None)
+        flipped = bytes([*key.private[:-1], key.private[-1] ^ 1])
+        with pytest.raises(ForeignKeyError, match="TPM_RC_INTEGRITY"):
+            opened.load(SRK_HANDLE, key.public, flipped, None)
+
+
+def test_any_other_refusal_to_load_stays_what_it_is(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    proxy = TpmProxy(tpm, tmp_path)
+    proxy.answer(LOAD, 0x902)
+    with open_tpm(proxy.tcti) as opened:
+        with opened.srk.create_key(KeyAlgorithm.ECC_P256) as key:
+            pass
+        with pytest.raises(TpmMemoryError, match="cannot load the key"):
             opened.load(SRK_HANDLE, key.public, key.private, None)
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -162,14 +168,32 @@ def test_every_persistent_object_is_listed_with_its_role(
     assert "\x1b" not in printed
 
 
+def test_at_a_terminal_the_list_fits_its_width(tpm: SimulatedTpm) -> None:
+    with open_tpm(tpm.tcti) as opened:
+        create_key(opened, KeyAlgorithm.ECC_P256, PersistentForm())
+    controller, terminal = pty.openpty()
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "tpm_mtls", "keygen", "list", "--tcti", tpm.tcti],
+            env=os.environ | {"COLUMNS": "80", "TERM": "xterm"},
+            stdout=terminal,
+            check=True,
+        )
+        printed = os.read(controller, 10000).decode()
+    finally:
+        os.close(controller)
+        os.close(terminal)
+    lines = [re.sub("\x1b[^m]*m", "", line).rstrip() for line in printed.splitlines()]
+    assert any(line.lstrip().startswith("0x81000100") for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
 def test_an_empty_tpm_is_said_to_be_empty(capsys: pytest.CaptureFixture[str]) -> None:
     print_objects([])
     assert capsys.readouterr().out == "nothing is persistent in this TPM\n"
 
 
 def test_a_description_in_the_file_is_shown(tpm: SimulatedTpm, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     path = tmp_path / "device.key.pem"
     with open_tpm(tpm.tcti) as opened:
         create_key(opened, KeyAlgorithm.ECC_P256, FileForm(path))

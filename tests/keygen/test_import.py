@@ -180,6 +180,13 @@ def test_a_kind_that_tls_keys_in_a_tpm_do_not_have_is_refused(tmp_path: Path, ke
     assert "ecc-p256, ecc-p384, rsa-2048, rsa-3072" in caught.value.hint
 
 
+def test_a_curve_that_nobody_knows_is_refused(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    path = tmp_path / "soft.pem"
+    tpm.tool("openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "group:secp112r1", "-out", str(path))
+    with pytest.raises(CredentialError, match="cannot be imported: an unknown algorithm"):
+        read_software_key(path)
+
+
 def test_what_is_no_software_key_is_refused(tpm: SimulatedTpm, tmp_path: Path) -> None:
     path = tmp_path / "device.key.pem"
     with open_tpm(tpm.tcti) as opened:

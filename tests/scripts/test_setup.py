@@ -11,7 +11,24 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # what the script itself is made of; everything else must be found, installed or asked for
-BASICS = "bash sh env dirname cat id mktemp sort head tail tr sed grep mkdir rm sha256sum".split()
+BASICS = [
+    "bash",
+    "sh",
+    "env",
+    "dirname",
+    "cat",
+    "id",
+    "mktemp",
+    "sort",
+    "head",
+    "tail",
+    "tr",
+    "sed",
+    "grep",
+    "mkdir",
+    "rm",
+    "sha256sum",
+]
 
 
 def set_up(folder: Path, path: str) -> subprocess.CompletedProcess[str]:

@@ -62,7 +62,8 @@ def attempt(
             with server.wrap_socket(server_end, server_side=True) as tls:
                 names.append(common_name(tls))
                 tls.sendall(b"welcome\n")
-                tls.recv(1)  # until the client closes
+                with contextlib.suppress(OSError):  # the client closes, and OpenSSL 3.5 answers that
+                    tls.recv(1)
         except Exception as error:  # noqa: BLE001 - handed to the test
             errors.append(error.with_traceback(None))
         finally:

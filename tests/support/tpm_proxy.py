@@ -46,10 +46,6 @@ class TpmProxy:
         """
         self._add(command, {"signal": int(number), "skip": skip})
 
-    def signal_before(self, command: int, number: signal.Signals) -> None:
-        """The program under test gets a signal and the TPM never sees ``command``."""
-        self._add(command, {"signal": int(number), "before": True})
-
     def _add(self, command: int, rule: dict[str, int]) -> None:
         rules = json.loads(self._rules.read_text())
         self._rules.write_text(json.dumps(rules | {str(command): rule}))
@@ -66,8 +62,7 @@ def _main(port: int, rules: dict[str, dict[str, int]]) -> None:
         if "answer" in rule:
             response = _HEADER.pack(_NO_SESSIONS, _HEADER.size, rule["answer"])
         elif "signal" in rule and rule.get("skip", 0) == 0:
-            if not rule.get("before"):
-                response = _ask(port, command)
+            response = _ask(port, command)
             os.kill(os.getppid(), rule["signal"])
             if rule["signal"] == signal.SIGKILL:
                 return

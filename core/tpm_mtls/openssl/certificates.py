@@ -73,20 +73,27 @@ def read_chain(path: Path) -> Iterator[Chain]:
             )
         for certificate in read[1:]:
             library.OPENSSL_sk_push(issuers, certificate)
-        not_before, not_after = (
-            _time(get(read[0])) for get in (library.X509_get0_notBefore, library.X509_get0_notAfter)
-        )
-        yield Chain(read[0], issuers, library.X509_get0_pubkey(read[0]), not_before, not_after)
+        public_key = library.X509_get0_pubkey(read[0])
+        not_before = _time(library.X509_get0_notBefore(read[0]))
+        not_after = _time(library.X509_get0_notAfter(read[0]))
+        if not public_key or not_before is None or not_after is None:
+            raise PemError(
+                f"{path} is no usable certificate: {'its key' if not public_key else 'its validity'} is not understood",
+                hint="get a new one from the CA",
+            )
+        yield Chain(read[0], issuers, public_key, not_before, not_after)
     finally:
         library.OPENSSL_sk_free(issuers)
         for certificate in read:
             library.X509_free(certificate)
         library.BIO_free(bio)
+        library.ERR_clear_error()
 
 
-def _time(asn1: int) -> datetime:
+def _time(asn1: int) -> datetime | None:
     parts = _BrokenDownTime()
-    openssl().ASN1_TIME_to_tm(asn1, ctypes.byref(parts))
+    if openssl().ASN1_TIME_to_tm(asn1, ctypes.byref(parts)) != 1:
+        return None
     return datetime(parts.year + 1900, parts.mon + 1, parts.mday, parts.hour, parts.min, parts.sec, tzinfo=UTC)
 
 

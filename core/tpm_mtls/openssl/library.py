@@ -28,6 +28,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "OSSL_LIB_CTX_free": (None, _P),
     "OSSL_PROVIDER_set_default_search_path": (c_int, _P, c_char_p),
     "OSSL_PROVIDER_load": (_P, _P, c_char_p),
+    "OSSL_PROVIDER_available": (c_int, _P, c_char_p),
     "OSSL_PROVIDER_get_params": (c_int, _P, _P),
     "OSSL_STORE_open_ex": (_P, c_char_p, _P, c_char_p, _P, _P, _P, _P, _P),
     "OSSL_STORE_load": (_P, _P),
@@ -98,11 +99,15 @@ def openssl() -> Any:  # noqa: ANN401 - the functions of a C library
     return bind(getattr(_ssl, "__file__", None))
 
 
-def bind(module: str | None) -> Any:  # noqa: ANN401 - the functions of a C library
+def bind(module: str | None, *, expected: str = ssl.OPENSSL_VERSION) -> Any:  # noqa: ANN401 - the functions of a C library
     """The OpenSSL that the extension ``module`` is linked to; none stands for the interpreter itself.
 
     A symbol that is looked up in the module's own handle comes from the libraries that this very module was linked to,
     whatever other OpenSSL is in the process.
+
+    Args:
+        module: path of the extension.
+        expected: the version that it must have.
 
     Raises:
         OpensslLinkageError: as `openssl`.
@@ -118,9 +123,9 @@ def bind(module: str | None) -> Any:  # noqa: ANN401 - the functions of a C libr
             hint="use a Python whose _ssl is linked to a shared OpenSSL 3, such as the distribution's python3",
         ) from error
     version = library.OpenSSL_version(0).decode()
-    if ssl.OPENSSL_VERSION_NUMBER < _MINIMUM or version != ssl.OPENSSL_VERSION:
+    if ssl.OPENSSL_VERSION_NUMBER < _MINIMUM or version != expected:
         raise OpensslLinkageError(
-            f"Python uses {ssl.OPENSSL_VERSION}, its module is linked to {version}",
+            f"Python uses {expected}, its module is linked to {version}",
             hint="use a Python whose _ssl is linked to one shared OpenSSL 3",
         )
     return library

@@ -127,12 +127,21 @@ def _load_providers(libctx: int, tcti: str, folder: Path) -> tuple[int, ...]:
     if not loaded:
         raise _load_error(tcti, folder)
     version = _version(loaded)
+    check_version(version, folder)
+    return version
+
+
+def check_version(version: tuple[int, ...], folder: Path) -> None:
+    """Refuses a provider that cannot do TLS client authentication.
+
+    Raises:
+        ProviderTooOldError: ``version`` of the one in ``folder`` is older than 1.2.
+    """
     if version < _MINIMUM_VERSION:
         raise ProviderTooOldError(
-            f"the tpm2 provider in {folder} is {'.'.join(map(str, version))}",
-            hint="1.2 at least is needed, 1.3 for programs with threads: ./run setup",
+            f"the tpm2 provider in {folder} is {'.'.join(map(str, version)) or 'of an unknown version'}",
+            hint="1.2 at least is needed, 1.3 is better: ./run setup",
         )
-    return version
 
 
 @contextlib.contextmanager

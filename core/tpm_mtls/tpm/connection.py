@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_CAP
+from tpm2_pytss.constants import ESYS_TR, TPM2_ALG
 from tpm2_pytss.ESAPI import ESAPI
 from tpm2_pytss.types import (
     TPM2B_PRIVATE,
@@ -17,11 +17,18 @@ from tpm2_pytss.types import (
     TPMU_SIG_SCHEME,
 )
 
-from tpm_mtls.errors import ForeignKeyError, HandleNotFoundError, HandleOccupiedError, TpmMtlsError, TpmRefusedError
-from tpm_mtls.key_reference import PERSISTENT_FIRST
+from tpm_mtls.errors import (
+    ForeignKeyError,
+    HandleNotFoundError,
+    HandleOccupiedError,
+    PemError,
+    TpmMtlsError,
+    TpmRefusedError,
+)
 from tpm_mtls.tcti import resolve_tcti
 from tpm_mtls.tpm.attestation import Attestation
 from tpm_mtls.tpm.boundary import command, public_area, sized_public
+from tpm_mtls.tpm.capabilities import read_facts, read_persistent_handles
 from tpm_mtls.tpm.endorsement import EndorsementKeys
 from tpm_mtls.tpm.nv import NvMemory
 from tpm_mtls.tpm.resources import Resources
@@ -42,10 +49,8 @@ OWNER_HIERARCHY = 0x40000001
 
 _NO_COMMAND = 0x143  # TPM_RC_COMMAND_CODE: part 2, 6.6.3
 _NV_DEFINED = 0x14C  # TPM_RC_NV_DEFINED
+_DAMAGED = {0x095, 0x09A, 0x0A5, 0x0A7}  # TPM_RC_SIZE, INSUFFICIENT, BINDING, ECC_POINT, without the parameter's number
 _HASHES = {"sha256": TPM2_ALG.SHA256, "sha384": TPM2_ALG.SHA384, "sha512": TPM2_ALG.SHA512}
-_HANDLES_AT_ONCE = 64
-_MANUFACTURER = 0x105  # TPM_PT_MANUFACTURER: part 2, 6.13
-_FIRMWARE_VERSIONS = (0x10B, 0x10C)  # TPM_PT_FIRMWARE_VERSION_1 and 2
 
 
 @contextmanager
@@ -113,28 +118,12 @@ class Tpm:
     def facts(self) -> TpmFacts:
         """Vendor, firmware and resetCount (two commands)."""
         with self._command("read the TPM's properties"):
-            _, data = self._context.get_capability(TPM2_CAP.TPM_PROPERTIES, _MANUFACTURER, 16)
-            clock = self._context.read_clock()
-        listed = data.data.tpmProperties
-        values = {int(listed[i].property): int(listed[i].value) for i in range(int(listed.count))}
-        versions = [values.get(part, 0) for part in _FIRMWARE_VERSIONS]
-        return TpmFacts(
-            vendor=values.get(_MANUFACTURER, 0).to_bytes(4, "big").rstrip(b"\0 ").decode("ascii", errors="replace"),
-            firmware=".".join(f"{version >> 16}.{version & 0xFFFF}" for version in versions),
-            reset_count=int(clock.clockInfo.resetCount),
-        )
+            return read_facts(self._context)
 
     def persistent_handles(self) -> tuple[int, ...]:
         """All persistent handles in use, of every hierarchy (one command for each 64)."""
-        found: list[int] = []
-        more = True
-        while more:
-            first = found[-1] + 1 if found else PERSISTENT_FIRST
-            with self._command("list the persistent handles"):
-                more, data = self._context.get_capability(TPM2_CAP.HANDLES, first, _HANDLES_AT_ONCE)
-            listed = data.data.handles
-            found += [int(listed[i]) for i in range(int(listed.count))]
-        return tuple(found)
+        with self._command("list the persistent handles"):
+            return read_persistent_handles(self._context)
 
     def read_public(self, handle: int) -> PersistentObject:
         """What sits at the persistent ``handle`` (one command).
@@ -211,7 +200,9 @@ class Tpm:
             rsa_parent: whether the owner hierarchy's standard primary key is the RSA-2048 one.
 
         Raises:
-            ForeignKeyError: it was made by another TPM, or this one was cleared since.
+            ForeignKeyError: it was made by another TPM, or this one was cleared since; or it is damaged where only the
+                TPM that made it could tell.
+            PemError: it is damaged.
         """
         try:
             with (
@@ -225,6 +216,12 @@ class Tpm:
                 f"cannot load the key: its parent {parent:#010x} is not in this TPM",
                 hint="use it on the device that made it, or make a new key: tpm-mtls keygen create",
                 rc=error.rc,
+            ) from error
+        except TpmRefusedError as error:
+            if error.rc & 0xBF not in _DAMAGED:
+                raise
+            raise PemError(
+                f"{error}: the key is damaged", hint="copy its file again, or make a new key: tpm-mtls keygen create"
             ) from error
 
     def use_persistent(self, handle: int, *, authorization: Secret | None = None) -> LoadedKey:

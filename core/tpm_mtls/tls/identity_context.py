@@ -10,18 +10,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tpm_mtls import process_hooks
 from tpm_mtls.errors import PemError, UsageError
 from tpm_mtls.files import read_capped
 from tpm_mtls.openssl import contexts
-from tpm_mtls.own_key import OwnKey
+from tpm_mtls.tls import process_hooks
+from tpm_mtls.tls.own_key import OwnKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from tpm_mtls.errors import TpmMtlsError
-    from tpm_mtls.own_key import Source
+    from tpm_mtls.tls.own_key import Source
 
 
 class _IdentitySocket(ssl.SSLSocket):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from tpm_mtls.openssl import provider
 
 if TYPE_CHECKING:
-    from tpm_mtls.own_key import OwnKey
+    from tpm_mtls.tls.own_key import OwnKey
 
 
 class Holder(Protocol):

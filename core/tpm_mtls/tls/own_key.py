@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from tpm_mtls import process_hooks
 from tpm_mtls.errors import (
     AuthorizationError,
     CertificateMismatchError,
@@ -21,6 +21,7 @@ from tpm_mtls.key_reference import KeyFile, PersistentHandle
 from tpm_mtls.openssl import certificates, contexts, keys, provider
 from tpm_mtls.response_codes import describe, tpm_error
 from tpm_mtls.tcti import resolve_tcti
+from tpm_mtls.tls import process_hooks
 
 if TYPE_CHECKING:
     import ssl
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from tpm_mtls.openssl.keys import LoadedKey
     from tpm_mtls.openssl.provider import TpmConnection
 
+_log = logging.getLogger(__name__)
+
 _OWN_FAILURES = {"INTERNAL_ERROR", "NO_SUITABLE_SIGNATURE_ALGORITHM", "NO_SHARED_CIPHER"}
 """What OpenSSL says when it could not sign, or not even begin to; ``EVP lib`` has no name in Python's table."""
 
@@ -44,6 +47,11 @@ _PEER_COMPLAINTS = {
     "SSLV3_ALERT_HANDSHAKE_FAILURE",  # the same in TLS 1.2
 }
 """What the peer says when the own key may be to blame."""
+
+_LOST = (KeyGoneError, TpmUnavailableError)
+"""What loading the key again may cure."""
+
+_PATIENCE = 5.0  # seconds at the interpreter's exit; one TPM command takes less
 
 _BAD_OBJECT = 0x70018
 """TSS2_ESYS_RC_BAD_TR: the ESAPI has dropped the object, because loading the same handle again found nothing there."""
@@ -98,7 +106,7 @@ class OwnKey:
         """
         with self.guard:
             # what is no longer in the TPM must not be flushed: something else may have its handle by now
-            abandon = self._of_parent or (self._loaded and self.diagnose() is not None)
+            abandon = self._of_parent or (self._loaded and isinstance(self.diagnose(), _LOST))
             self._load(abandon=abandon)
 
     def diagnose(self) -> TpmMtlsError | None:
@@ -143,7 +151,7 @@ class OwnKey:
             raise error
         with self.guard:
             cause = self.diagnose()
-            if isinstance(cause, (KeyGoneError, TpmUnavailableError)):
+            if isinstance(cause, _LOST):
                 cause = self._load_again(cause)
             elif cause is None and own:
                 cause = self._last_gone  # another thread has loaded it again in the meantime
@@ -163,10 +171,14 @@ class OwnKey:
 
     def release(self) -> None:
         """At the interpreter's exit: removes the key from the TPM, unless it is persistent or still signing."""
-        with self.guard:
+        if not self.guard.acquire(timeout=_PATIENCE):
+            return  # a daemon thread waits for the TPM
+        try:
             temporary = self._connection is not None and not isinstance(self._source.identity.key, PersistentHandle)
             if temporary and not self._of_parent and not self._handshakes:
                 contexts.empty_key(self._ssl_ctx)
+        finally:
+            self.guard.release()
 
     def after_fork(self) -> None:
         """In a forked child: the parent's key must never be flushed from here, and no lock be waited for."""
@@ -181,6 +193,7 @@ class OwnKey:
             self._load(abandon=True)
         except TpmMtlsError as failure:
             return _bare(failure)
+        _log.debug("%s; it is loaded again", cause)
         self._last_gone = cause if isinstance(cause, KeyGoneError) else self._gone("the connection to it broke")
         return self._last_gone
 
