@@ -37,6 +37,13 @@ class Reason(enum.Enum):
     KEY_OF_CA = "key-of-the-ca"
     KEY_OF_ANOTHER = "key-of-another"
     KEY_COMPROMISED = "key-compromised"
+    EVIDENCE_REFUSED = "evidence-refused"
+    TPM_OF_ANOTHER = "tpm-of-another-device"
+    DEVICE_OF_ANOTHER = "device-of-another-tpm"
+    KEY_MOVED = "key-moved"
+    DOWNGRADE = "downgrade"
+    DENIED = "denied"
+    QUEUE_FULL = "approval-queue-full"
 
 
 @dataclass(frozen=True)
@@ -73,11 +80,26 @@ class Again:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """An administrator has to decide: ``pki approval`` number ``number``."""
+
+    number: int
+    device: str | None = None
+
+
+@dataclass(frozen=True)
 class Refusal:
-    """Nothing is issued."""
+    """Nothing is issued.
+
+    Attributes:
+        reason: why.
+        device: who asked, as far as that is known.
+        check: number of the evidence's check that decided (`tpm_mtls.evidence_checks`); none if it was another rule.
+    """
 
     reason: Reason
     device: str | None = None
+    check: int | None = None
 
 
 Decision: TypeAlias = Permit | Again | Refusal

@@ -7,8 +7,10 @@ from typing import Final
 from sqlalchemy import (
     DDL,
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -17,9 +19,10 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     event,
+    text,
 )
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised with every change of a table; a store of another version is refused, not guessed at."""
 
 metadata = MetaData()
@@ -87,12 +90,95 @@ audit: Final = Table(
     Column("digest", String(64), nullable=False),
 )
 
-for _operation in ("UPDATE", "DELETE"):
+ek_roots: Final = Table(
+    "ek_roots",
+    metadata,
+    Column("fingerprint", String(64), primary_key=True),  # SHA-256 of the certificate
+    Column("subject", Text, nullable=False),
+    Column("is_root", Boolean, nullable=False),  # a trust anchor, or an intermediate CA
+    Column("der", LargeBinary, nullable=False),
+    Column("added_at", BigInteger, nullable=False),
+)
+
+groups: Final = Table(
+    "groups",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("approval", String(8), nullable=False),
+    Column("naming", String(8), nullable=False),
+    Column("imported", Boolean, nullable=False),
+    Column("policies", Text, nullable=False),  # JSON array of digests in hex, the empty one for none
+)
+
+# endorsement keys (EK) are known by the SHA-256 of their SubjectPublicKeyInfo
+allow_list: Final = Table(
+    "allow_list",
+    metadata,
+    Column("ek_hash", String(64), primary_key=True),
+    Column("device", String(64), unique=True),
+    Column("group_name", String(32), nullable=False),
+    Column("added_at", BigInteger, nullable=False),
+)
+
+approvals: Final = Table(
+    "approvals",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("ek_hash", String(64), nullable=False, unique=True),
+    Column("asked", String(64)),  # the name that the device asked for
+    Column("endorsed_by", Text, nullable=False),
+    Column("requested_at", BigInteger, nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("decided_at", BigInteger),
+    Column("device", String(64)),  # the name that was granted
+)
+
+bindings: Final = Table(
+    "bindings",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("device", String(64), nullable=False, index=True),
+    Column("ek_hash", String(64), nullable=False, index=True),
+    Column("bound_at", BigInteger, nullable=False),
+    Column("released_at", BigInteger),
+)
+
+# one TPM has one device and one device one TPM, at a time
+_standing: Final = text("released_at IS NULL")
+for _column in (bindings.c.device, bindings.c.ek_hash):
+    Index(f"standing_{_column.name}", _column, unique=True, sqlite_where=_standing, postgresql_where=_standing)
+
+attestations: Final = Table(
+    "attestations",
+    metadata,
+    Column("serial", String(40), ForeignKey("certificates.serial"), primary_key=True),
+    Column("device", String(64), nullable=False, index=True),
+    Column("key_digest", String(64), nullable=False, index=True),
+    Column("key_name", String(132), nullable=False),  # nameAlg and digest of the public area
+    Column("ak_name", String(132), nullable=False),
+    Column("ek_hash", String(64), nullable=False, index=True),
+    Column("endorsed_by", Text, nullable=False),
+    Column("residency", String(8), nullable=False),
+)
+
+
+def _forbid(table: Table, name: str, what: str, message: str) -> None:
     event.listen(
-        audit,
+        table,
         "after_create",
         DDL(  # type: ignore[no-untyped-call]  # SQLAlchemy has no types there
-            f"CREATE TRIGGER audit_no_{_operation.lower()} BEFORE {_operation} ON audit "
-            "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
+            f"CREATE TRIGGER {table.name}_{name} BEFORE {what} BEGIN SELECT RAISE(ABORT, '{message}'); END"
         ).execute_if(dialect="sqlite"),
     )
+
+
+for _operation in ("UPDATE", "DELETE"):
+    _forbid(audit, f"no_{_operation.lower()}", f"{_operation} ON audit", "the audit log is append-only")
+_forbid(bindings, "no_delete", "DELETE ON bindings", "bindings are kept")
+_forbid(
+    bindings,
+    "no_update",
+    "UPDATE ON bindings WHEN OLD.released_at IS NOT NULL OR NEW.released_at IS NULL "
+    "OR (OLD.id, OLD.device, OLD.ek_hash, OLD.bound_at) IS NOT (NEW.id, NEW.device, NEW.ek_hash, NEW.bound_at)",
+    "a binding can only be released",
+)

@@ -84,7 +84,7 @@ def test_a_store_is_made_once_and_belongs_to_one_ca(database: Database, tmp_path
         database.create("b" * 64)
     with database.writing() as connection:
         connection.exec_driver_sql("UPDATE store SET version = 99")
-    with pytest.raises(StateError, match="has version 99, expected 1"):
+    with pytest.raises(StateError, match="has version 99, expected 2"):
         database.check("a" * 64)
     empty = Database(sqlite_url(tmp_path / "empty.sqlite"))
     with pytest.raises(StateError, match="holds no CA's store"):

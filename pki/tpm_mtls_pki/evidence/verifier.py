@@ -21,6 +21,7 @@ from tpm_mtls.evidence_checks import (
     numbered,
 )
 from tpm_mtls.freshness import bind
+from tpm_mtls.structures import Attribute, PublicArea
 from tpm_mtls_pki.evidence.challenge import parse_certificate
 from tpm_mtls_pki.evidence.endorsement import check_endorsement
 from tpm_mtls_pki.roca import is_roca
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from tpm_mtls.evidence import Evidence
-    from tpm_mtls.structures import PublicArea
     from tpm_mtls_pki.evidence.challenge import Activation, Challenge
     from tpm_mtls_pki.evidence.endorsement import EkTrust
 
 NO_POLICY: Final = frozenset({b""})
 """The usual key: used with its authorization value, or without."""
+
+ALLOW_LIST: Final = "allow-list"
+CERTIFICATE: Final = "certificate"
+"""Who endorses a TPM, if not its maker."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,14 @@ class Voucher:
 
     ek_hash: str
     ak: PublicArea
+
+    @classmethod
+    def of_key(cls, ek_hash: str, public_key: bytes) -> Voucher:
+        """A voucher for the attestation key ``public_key`` (DER SPKI), which may sign with any scheme that it can."""
+        key = load_der_public_key(public_key)
+        kind = f"rsa-{key.key_size}" if isinstance(key, rsa.RSAPublicKey) else "ecc"
+        unknown = PublicArea(b"", b"", kind, "null", Attribute(0), b"", "null", public_key)
+        return cls(ek_hash, unknown)
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ class Verdict:
             (this CA's own, of the attestation key).
         residency: where the TLS key lives.
         key: the TLS key's public area.
-        ak: the attestation key's public area.
+        ak: the attestation key's public area; without data and Name where a certificate vouched for it.
         reset_count: how often the TPM was reset since it was last cleared, as the TPM tells it.
         firmware_version: as the TPM tells it.
     """
@@ -141,7 +153,7 @@ def judge_evidence(
     activation = challenge.activation
     if activation is None:
         voucher = _find_voucher(terms)  # 4
-        tpm, endorsed_by, ak, expected = voucher.ek_hash, "certificate", voucher.ak, challenge.nonce
+        tpm, endorsed_by, ak, expected = voucher.ek_hash, CERTIFICATE, voucher.ak, challenge.nonce
     else:
         endorsed_by = _check_tpm(activation, evidence, terms, now)  # 1, 2
         _check_ak(activation.ak)  # 3
@@ -166,7 +178,7 @@ def _check_tpm(activation: Activation, evidence: Evidence, terms: Terms, now: da
     """Checks 1 and 2; returns who vouches for the TPM."""
     ek, certificate = activation.ek, activation.ek_certificate
     if terms.listed:
-        endorsed_by = "allow-list"
+        endorsed_by = ALLOW_LIST
     elif certificate is not None:
         with numbered(1):
             sent = tuple(parse_certificate(each) for each in evidence.certificates)
