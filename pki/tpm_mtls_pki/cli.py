@@ -8,7 +8,11 @@ import click
 
 from tpm_mtls.cli_options import answer, json_option, progress
 from tpm_mtls.errors import UsageError
+from tpm_mtls_pki.cli_allow import allow
+from tpm_mtls_pki.cli_approval import approval, release
 from tpm_mtls_pki.cli_common import ca_dir_option, passphrase_option, print_table
+from tpm_mtls_pki.cli_ek_roots import ek_roots
+from tpm_mtls_pki.cli_group import group
 from tpm_mtls_pki.cli_issue import issue
 from tpm_mtls_pki.cli_revocation import crl, revoke
 from tpm_mtls_pki.cli_serve import serve
@@ -28,7 +32,7 @@ def pki() -> None:
     """
 
 
-for _command in (issue, revoke, crl, token, serve):
+for _command in (issue, revoke, crl, token, serve, ek_roots, allow, group, approval, release):
     pki.add_command(_command)
 
 

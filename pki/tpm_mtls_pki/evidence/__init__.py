@@ -5,9 +5,11 @@
 
 from tpm_mtls_pki.evidence.challenge import Activation, Challenge, make_activation
 from tpm_mtls_pki.evidence.endorsement import EkTrust, check_endorsement
-from tpm_mtls_pki.evidence.verifier import Terms, Verdict, Voucher, judge_evidence
+from tpm_mtls_pki.evidence.verifier import ALLOW_LIST, CERTIFICATE, Terms, Verdict, Voucher, judge_evidence
 
 __all__ = [
+    "ALLOW_LIST",
+    "CERTIFICATE",
     "Activation",
     "Challenge",
     "EkTrust",
