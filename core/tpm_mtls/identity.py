@@ -1,8 +1,8 @@
 """The identity folder: what a device knows about its own TLS identity.
 
-``identity.json``, ``device.key.pem`` (absent for a persistent handle), ``device.cert.pem`` (leaf, then issuing CA) and
-``ca.cert.pem`` (trust anchor). Every file is written atomically, ``identity.json`` last: a folder that has one is
-complete.
+``identity.json``, ``device.key.pem`` (absent for a persistent handle), ``device.cert.pem`` (leaf, then issuing CA),
+``ca.cert.pem`` (trust anchor) and, where the TPM vouched for the key, ``attestation.key.json``. Every file is written
+atomically, ``identity.json`` last: a folder that has one is complete.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tpm_mtls.key_reference import KeyFile, KeyReference, PersistentHandle, pars
 DEFAULT_FOLDER = Path("/var/lib/tpm-mtls")
 RECORD = "identity.json"
 KEY = "device.key.pem"
+ATTESTATION_KEY = "attestation.key.json"
 CERTIFICATE = "device.cert.pem"
 TRUST = "ca.cert.pem"
 FORMAT = 1
@@ -56,7 +57,7 @@ class IdentityRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         tpm_firmware: firmware version as the TPM reports it.
         reset_count: TPMS_CLOCK_INFO.resetCount when it was enrolled.
         ca_url: the EST server that issued the certificate, where renewals go.
-        enrolled_by: how the CA was convinced (``token``).
+        enrolled_by: how the CA was convinced: ``token``, or ``tpm`` for evidence of the TPM.
     """
 
     format: int = FORMAT

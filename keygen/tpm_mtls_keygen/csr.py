@@ -8,7 +8,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from tpm_mtls import certification_request
 from tpm_mtls.errors import UsageError
+from tpm_mtls.evidence import OID_ATTESTATION, Evidence, encode_bundle
 from tpm_mtls_keygen.signer import signature_hash, signer_for
 
 if TYPE_CHECKING:
@@ -19,15 +21,16 @@ NAME_LIMIT = 64
 """Characters of a commonName: RFC 5280, appendix A.1 (ub-common-name)."""
 
 
-def build_csr(tpm: Tpm, key: TpmKey, *, common_name: str | None = None) -> bytes:
+def build_csr(tpm: Tpm, key: TpmKey, *, common_name: str | None = None, evidence: Evidence | None = None) -> bytes:
     """A certificate request for ``key``, DER; one command (Sign).
 
-    It asks for no extensions: the CA knows what it wants to issue, and takes nothing but the public key from here.
+    It asks for no extensions: the CA knows what it wants to issue, and takes nothing but public key and evidence.
 
     Args:
         tpm: the open TPM that holds the key.
         key: from `create_key` or `load_key`.
         common_name: the subject's only attribute; an empty subject without it.
+        evidence: what the TPM says about the key, for the attribute id-aa-attestation.
 
     Raises:
         CredentialError: the key's algorithm is none that certificates are made for.
@@ -36,8 +39,10 @@ def build_csr(tpm: Tpm, key: TpmKey, *, common_name: str | None = None) -> bytes
         TpmLockoutError: too many wrong ones were tried.
     """
     signer = signer_for(tpm, key.loaded)
-    builder = x509.CertificateSigningRequestBuilder().subject_name(_subject(common_name))
-    return builder.sign(signer, signature_hash(signer.algorithm)).public_bytes(Encoding.DER)
+    attributes = {} if evidence is None else {OID_ATTESTATION: encode_bundle(evidence)}
+    return certification_request.build_csr(
+        signer, signature_hash(signer.algorithm), subject=_subject(common_name), attributes=attributes
+    )
 
 
 def csr_pem(request: bytes) -> bytes:

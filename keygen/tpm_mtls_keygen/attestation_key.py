@@ -1,0 +1,108 @@
+"""The attestation key (AK) of a device: ``attestation.key.json``.
+
+Its blobs lie on disk under the storage root key, so it takes no room in the TPM, and nothing is left there when a run
+is killed. Beside them stands what belongs to it: which endorsement key (EK) vouches for it, and its own certificate.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tpm_mtls.errors import IdentityError, PemError
+from tpm_mtls.files import PRIVATE_FILE, read_capped, write_atomic
+from tpm_mtls.identity import ATTESTATION_KEY
+from tpm_mtls.structures import EkTemplate, PublicArea, parse_public_area
+from tpm_mtls.structures.tss2_key import PRIVATE_LIMIT
+from tpm_mtls.tpm import SRK_HANDLE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tpm_mtls.tpm import LoadedKey, Tpm
+    from tpm_mtls_keygen.evidence import Endorsement
+
+FORMAT = 1
+
+_LIMIT = 16 * 1024  # bytes: two public areas, a private one and a certificate, in base64
+
+
+class AttestationKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """``attestation.key.json``; byte strings are base64.
+
+    Attributes:
+        format: version of this structure.
+        public: TPMT_PUBLIC.
+        private: content of TPM2B_PRIVATE: encrypted by the storage root key.
+        ek_template: the endorsement key's template, by its name in the TCG's profile.
+        ek_public: the endorsement key's TPMT_PUBLIC.
+        certificate: the attestation key's certificate (DER), if the CA gave one.
+    """
+
+    format: int
+    public: bytes
+    private: bytes
+    ek_template: EkTemplate
+    ek_public: bytes
+    certificate: bytes | None = None
+
+    @property
+    def area(self) -> PublicArea:
+        """Its public area."""
+        return parse_public_area(self.public)
+
+    def load(self, tpm: Tpm) -> LoadedKey:
+        """The key, ready for use (one command).
+
+        Raises:
+            ForeignKeyError: it was made by another TPM, or this one was cleared since.
+        """
+        return tpm.load(SRK_HANDLE, self.area, self.private, None)
+
+
+def make_attestation_key(tpm: Tpm, endorsement: Endorsement) -> AttestationKey:
+    """A new attestation key under the storage root key, for which ``endorsement`` will vouch (two commands).
+
+    Raises:
+        AlgorithmUnsupportedError: this TPM has no P-256.
+        HandleOccupiedError: what sits at the storage root key's handle is no storage key.
+    """
+    with tpm.srk.create_attestation_key() as loaded:
+        return AttestationKey(
+            format=FORMAT,
+            public=loaded.public.data,
+            private=loaded.private,
+            ek_template=endorsement.template,
+            ek_public=endorsement.public.data,
+        )
+
+
+def load_attestation_key(folder: Path) -> AttestationKey | None:
+    """``attestation.key.json`` of ``folder``; none when there is none.
+
+    Raises:
+        IdentityError: it is damaged or of a newer format.
+        StorageError: it cannot be read.
+    """
+    path = folder / ATTESTATION_KEY
+    if not path.exists():
+        return None
+    hint = "restore it from a backup, or enroll again"
+    try:
+        key = msgspec.json.decode(read_capped(path, limit=_LIMIT), type=AttestationKey)
+        _ = key.area, parse_public_area(key.ek_public)
+    except (msgspec.DecodeError, UnicodeDecodeError, PemError) as error:
+        raise IdentityError(f"{path} is damaged: {str(error).lower()}", hint=hint) from error
+    if key.format != FORMAT or not 0 < len(key.private) <= PRIVATE_LIMIT:
+        raise IdentityError(f"{path} is of format {key.format}, or its private part has another size", hint=hint)
+    return key
+
+
+def save_attestation_key(folder: Path, key: AttestationKey) -> None:
+    """Writes ``attestation.key.json`` durably, mode 0600.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    write_atomic(folder / ATTESTATION_KEY, msgspec.json.format(msgspec.json.encode(key)) + b"\n", mode=PRIVATE_FILE)
