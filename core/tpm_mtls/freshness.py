@@ -27,9 +27,6 @@ NONCE_LENGTHS = range(8, 65)
 NONCE_LENGTH = 32
 """Bytes of a nonce when nobody asks for another length: the digest of the HMAC that binds it."""
 
-NONCE_LIFETIME = 300
-"""Seconds for which a nonce is good; a slow TPM needs ten for what comes between."""
-
 REQUEST_LIMIT = 24 * 1024
 """Bytes of a request: an EK certificate with four above it, 2 KiB each, in base64."""
 

@@ -133,8 +133,15 @@ def test_media_types_are_compared_without_parameters_and_case(header: str | None
 
 def test_openssl_reads_the_csrattrs() -> None:
     printed = openssl("asn1parse", "-inform", "DER", stdin=est.decode_body(est.encode_csrattrs()))
-    for name in ("id-ecPublicKey", "prime256v1", "secp384r1", "ecdsa-with-SHA256"):
+    evidence, template = "1.2.840.113549.1.9.16.2.59", "1.2.840.113549.1.9.16.2.61"
+    for name in ("id-ecPublicKey", "prime256v1", "secp384r1", "ecdsa-with-SHA256", evidence, template):
         assert f":{name}\n" in printed
+
+
+def test_the_csrattrs_template_is_the_rfcs() -> None:
+    """RFC 9908, 3.4: version 0, no subject, [0] a P-256 key without its value, [1] no attributes."""
+    template = bytes.fromhex("301c 020100 a015 3013 06072a8648ce3d0201 06082a8648ce3d030107 a100")
+    assert est.decode_body(est.encode_csrattrs()).endswith(bytes([0x31, len(template)]) + template)
 
 
 def test_openssl_reads_the_request() -> None:

@@ -127,7 +127,7 @@ def parse_attest(data: bytes) -> Attest:
     _check_outline(data)  # 1, 2
     try:
         attest, used = TPMS_ATTEST.unmarshal(data)
-    except TSS2_Exception as error:
+    except TSS2_Exception as error:  # another build of libtss2 may have smaller limits than ours
         raise _malformed() from error
     if used != len(data) or bytes(attest.marshal()) != data:  # 3
         raise _malformed()
