@@ -26,7 +26,7 @@ OID_TPM_2_0: Final = ObjectIdentifier("2.23.133.1.2")
 """hwType: the hardware module is a TPM 2.0."""
 
 OID_EK_SHA256: Final = ObjectIdentifier("2.23.133.12.1")
-"""tcg-on-ekPermIdSha256, the assigner: the identifier is a SHA-256 digest of the EK certificate, in hex."""
+"""tcg-on-ekPermIdSha256, the assigner: the identifier is a SHA-256 digest that tells the endorsement key (EK), in hex."""
 
 POLICY_RESIDENT: Final = ObjectIdentifier("2.23.133.11.1.1")
 """tcg-cap-verifiedTPMResidency: the CA verified that the key is in a TPM."""
@@ -60,7 +60,8 @@ class TpmIdentity:
     """A TPM, as a device certificate names it.
 
     Attributes:
-        digest: SHA-256 of its EK certificate (DER); of its EK's public key (DER SPKI) where it has none. 32 bytes.
+        digest: SHA-256 of its EK's public key (DER SPKI), 32 bytes. Not of the EK certificate, which may be missing, be
+            made anew, or have its ECDSA signature written in another way.
     """
 
     digest: bytes

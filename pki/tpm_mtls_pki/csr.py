@@ -14,12 +14,15 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
+from cryptography.x509.oid import NameOID
 
-from tpm_mtls.certificates import parse_csr, spki
-from tpm_mtls.errors import CsrRefusedError
+from tpm_mtls.certificates import check_device_name, parse_csr, spki
+from tpm_mtls.errors import CsrRefusedError, UsageError
+from tpm_mtls.evidence import evidence_of_csr
 from tpm_mtls_pki.roca import is_roca
 
 if TYPE_CHECKING:
+    from tpm_mtls.evidence import Evidence
     from tpm_mtls_pki.profiles import LeafKey
 
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
@@ -41,10 +44,14 @@ class CheckedCsr:
     Attributes:
         public_key: the key that was proved.
         ignored: what it asked for besides, for the audit log; none of it is in the certificate.
+        evidence: what it shows for its key, not verified; none if it shows nothing.
+        asked: the device name in its subject; none if there is none that a device can have.
     """
 
     public_key: LeafKey
     ignored: tuple[str, ...] = ()
+    evidence: Evidence | None = None
+    asked: str | None = None
 
     def foreign(self, name: str) -> tuple[str, ...]:
         """What of `ignored` is not just the name that the certificate has anyway."""
@@ -57,8 +64,10 @@ def check_csr(data: bytes) -> CheckedCsr:
     1. It parses, its names and extensions included (strictly: what nobody can read, nobody can note).
     2. Its key is of an acceptable kind and size (`check_public_key`).
     3. Its self-signature verifies with a SHA-2 digest: whoever asks has the private key.
+    4. Its evidence, if it has any, is well formed (`evidence_of_csr`); the signature covers it.
 
-    Not verified: who asks, and whether the key is somebody else's already. The caller checks both.
+    Not verified: who asks, what the evidence is worth, and whether the key is somebody else's already. The caller
+    checks all three.
 
     Raises:
         CsrRefusedError: a check failed.
@@ -77,7 +86,7 @@ def check_csr(data: bytes) -> CheckedCsr:
         raise CsrRefusedError("the certificate request is malformed", hint="make another one") from error
     checked = check_public_key(public_key)  # 2
     _check_signature(csr)  # 3
-    return CheckedCsr(checked, ignored)
+    return CheckedCsr(checked, ignored, evidence_of_csr(csr), _asked_name(csr))  # 4
 
 
 def check_public_key(public_key: object) -> LeafKey:
@@ -134,6 +143,14 @@ def _check_signature(csr: x509.CertificateSigningRequest) -> None:
         raise CsrRefusedError("the request is signed with an unacceptable digest", hint="sign it with SHA-256")
     if not valid:
         raise CsrRefusedError("the request's signature is wrong", hint="it was changed after it was signed")
+
+
+def _asked_name(csr: x509.CertificateSigningRequest) -> str | None:
+    names = csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    try:
+        return check_device_name(str(names[0].value)) if len(names) == 1 else None
+    except UsageError:
+        return None
 
 
 def _requests(csr: x509.CertificateSigningRequest) -> tuple[str, ...]:

@@ -13,15 +13,18 @@ import msgspec
 from aiohttp import web
 
 from tpm_mtls import est
-from tpm_mtls.errors import CsrRefusedError, PemError, TpmMtlsError
+from tpm_mtls.errors import CsrRefusedError, EvidenceError, PemError, TpmMtlsError
 from tpm_mtls_pki import crl
+from tpm_mtls_pki.est_nonce import NonceEndpoint
 from tpm_mtls_pki.issuance import Credentials, Issued
-from tpm_mtls_pki.policy import Reason, Refusal
+from tpm_mtls_pki.policy import Reason, Refusal, Waiting
 from tpm_mtls_pki.profiles import ISSUING_CRL, ROOT_CRL
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from tpm_mtls_pki.evidence import Challenge
+    from tpm_mtls_pki.exchange import ExchangeStore
     from tpm_mtls_pki.issuance import Registrar
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -29,10 +32,21 @@ if TYPE_CHECKING:
 BODY_TIMEOUT: Final = 10.0
 """Seconds for a request's body, which is 2 KiB."""
 
+RETRY_AFTER: Final = 60
+"""Seconds until a client asks again whether its request was approved."""
+
 _CRL_TYPE = "application/pkix-crl"  # RFC 5280, 4.2.1.13
 _REALM = 'Basic realm="tpm-mtls", charset="UTF-8"'
 _LOGGED = 80  # characters of what a client sent that go into one log line
 _KEY_REASONS = {Reason.KEY_OF_CA, Reason.KEY_OF_ANOTHER, Reason.KEY_COMPROMISED}
+_EVIDENCE_REASONS = {
+    Reason.EVIDENCE_REFUSED,
+    Reason.TPM_OF_ANOTHER,
+    Reason.DEVICE_OF_ANOTHER,
+    Reason.KEY_MOVED,
+    Reason.DENIED,
+    Reason.QUEUE_FULL,
+}
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +54,13 @@ _log = logging.getLogger(__name__)
 class EstServer:
     """The endpoints, over a `Registrar`."""
 
-    def __init__(self, registrar: Registrar, *, body_timeout: float = BODY_TIMEOUT) -> None:
+    def __init__(
+        self, registrar: Registrar, exchanges: ExchangeStore[Challenge], *, body_timeout: float = BODY_TIMEOUT
+    ) -> None:
+        """Makes the endpoints; ``exchanges`` keeps what is open between a nonce and its CSR."""
         self._registrar = registrar
         self._body_timeout = body_timeout
+        self._nonces = NonceEndpoint(exchanges)
         authority = registrar.authority
         self._cacerts = est.encode_certificates([authority.issuing, authority.root])
         self._csrattrs = est.encode_csrattrs()
@@ -55,6 +73,8 @@ class EstServer:
             [
                 web.get(est.CACERTS, self._get_cacerts),
                 web.get(est.CSRATTRS, self._get_csrattrs),
+                web.get(est.NONCE, self._get_nonce, allow_head=False),
+                web.post(est.NONCE, self._post_nonce),
                 web.post(est.SIMPLE_ENROLL, self._post_enroll),
                 web.post(est.SIMPLE_REENROLL, self._post_reenroll),
                 web.get(f"/crl/{ISSUING_CRL}", self._get_issuing_crl),
@@ -70,6 +90,19 @@ class EstServer:
     async def _get_csrattrs(self, _: web.Request) -> web.Response:
         """RFC 7030, 4.5."""
         return _answer(self._csrattrs, est.CSRATTRS_TYPE)
+
+    async def _get_nonce(self, request: web.Request) -> web.Response:
+        """Freshness draft, 5: without parameters."""
+        return self._nonces.answer_plain(request)
+
+    async def _post_nonce(self, request: web.Request) -> web.Response:
+        """Freshness draft, 5: with parameters. What nobody can answer is a bad request, and opens nothing."""
+        _check_type(request, est.NONCE_TYPE)
+        try:
+            return await self._nonces.answer(request, await self._read(request))
+        except (EvidenceError, PemError) as error:
+            _note(request, "refused", HTTPStatus.BAD_REQUEST, None, reason=str(error))
+            return web.Response(status=HTTPStatus.BAD_REQUEST, text=f"{error}\n")
 
     async def _post_enroll(self, request: web.Request) -> web.Response:
         """RFC 7030, 4.2.1."""
@@ -96,21 +129,25 @@ class EstServer:
             return crl.newest(connection, name)
 
     async def _enroll(self, request: web.Request, *, renewal: bool) -> web.Response:
-        if not est.is_media_type(request.headers.get("Content-Type"), est.CSR_TYPE):
-            raise web.HTTPUnsupportedMediaType(text=f"send a {est.CSR_TYPE}\n")
+        _check_type(request, est.CSR_TYPE)
         credentials = _credentials(request)
         if isinstance(credentials, Refusal):
             return _refuse(request, credentials)
         body = await self._read(request)
+        challenge = self._nonces.take(request)  # whatever comes of this request: no other one can use it
         try:
             csr = est.decode_body(body)
             # in a thread: the database may wait for another process
-            outcome = await asyncio.to_thread(self._registrar.enroll, credentials, csr, renewal=renewal)
+            outcome = await asyncio.to_thread(
+                self._registrar.enroll, credentials, csr, renewal=renewal, challenge=challenge
+            )
         except (CsrRefusedError, PemError) as error:
             _note(request, "refused", HTTPStatus.BAD_REQUEST, credentials.user, reason=str(error))
             return web.Response(status=HTTPStatus.BAD_REQUEST, text=f"{error}\n")
         if isinstance(outcome, Refusal):
             return _refuse(request, outcome)
+        if isinstance(outcome, Waiting):
+            return _postpone(request, outcome)
         return _send(request, outcome)
 
     async def _read(self, request: web.Request) -> bytes:
@@ -145,18 +182,33 @@ def _send(request: web.Request, issued: Issued) -> web.Response:
     _note(
         request, decision, HTTPStatus.OK, issued.device, serial=serial, grounds=issued.grounds, ignored=issued.ignored
     )
-    return _answer(est.encode_certificates([issued.certificate]), f"{est.CERTIFICATES_TYPE}; smime-type=certs-only")
+    return _answer(est.encode_certificates(issued.certificates), f"{est.CERTIFICATES_TYPE}; smime-type=certs-only")
+
+
+def _postpone(request: web.Request, waiting: Waiting) -> web.Response:
+    """RFC 7030, 4.2.3: somebody must approve it first; the client asks again."""
+    _note(request, "waiting", HTTPStatus.ACCEPTED, waiting.device, approval=waiting.number)
+    headers = {"Retry-After": str(RETRY_AFTER)}
+    return web.Response(status=HTTPStatus.ACCEPTED, text="the request waits for approval\n", headers=headers)
+
+
+def _check_type(request: web.Request, media_type: str) -> None:
+    if not est.is_media_type(request.headers.get("Content-Type"), media_type):
+        raise web.HTTPUnsupportedMediaType(text=f"send a {media_type}\n")
 
 
 def _refuse(request: web.Request, refusal: Refusal) -> web.Response:
     """One answer for all reasons of a kind: whoever tries learns nothing from it; the reason is in the log."""
     if refusal.reason in _KEY_REASONS:
         status, text = HTTPStatus.BAD_REQUEST, "the key is refused"
+    elif refusal.reason in _EVIDENCE_REASONS:
+        status, text = HTTPStatus.FORBIDDEN, "the request is refused"
     elif request.path == est.SIMPLE_ENROLL:
-        status, text = HTTPStatus.UNAUTHORIZED, "authorization is needed: a bootstrap token or a certificate"
+        status, text = HTTPStatus.UNAUTHORIZED, "authorization is needed: evidence, a bootstrap token or a certificate"
     else:
         status, text = HTTPStatus.FORBIDDEN, "the current certificate is needed"
-    _note(request, "refused", status, refusal.device, reason=refusal.reason.value)
+    check = {} if refusal.check is None else {"check": refusal.check}
+    _note(request, "refused", status, refusal.device, reason=refusal.reason.value, **check)
     headers = {"WWW-Authenticate": _REALM} if status == HTTPStatus.UNAUTHORIZED else {}
     return web.Response(status=status, text=f"{text}\n", headers=headers)
 

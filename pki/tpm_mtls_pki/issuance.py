@@ -1,25 +1,29 @@
-"""Issuing: decision, signature, store, token and audit row in one transaction, so that all or none of it happened."""
+"""Issuing: decision, signatures, store, token, binding and audit in one transaction, so that all or none happened."""
 
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cryptography import x509
 
-from tpm_mtls.certificates import check_dates
-from tpm_mtls.errors import CsrRefusedError
-from tpm_mtls_pki import audit, policy, profiles, records, tokens
+from tpm_mtls.certificates import check_dates, spki
+from tpm_mtls.errors import CsrRefusedError, EvidenceRefusedError
+from tpm_mtls_pki import audit, bindings, policy, profiles, records, registry, tokens
 from tpm_mtls_pki.csr import CheckedCsr, check_csr, key_digest
-from tpm_mtls_pki.policy import Again, Applicant, Permit, Reason, Refusal
+from tpm_mtls_pki.policy import Again, Applicant, Permit, Reason, Refusal, Waiting
+from tpm_mtls_pki.profiles import Subject
+from tpm_mtls_pki.proof import Proof, prove
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
+    from tpm_mtls.evidence import Evidence
     from tpm_mtls_pki.authority import Authority
     from tpm_mtls_pki.clock import Clock
-    from tpm_mtls_pki.profiles import Issuer, Profile, Subject
+    from tpm_mtls_pki.evidence import Challenge
+    from tpm_mtls_pki.profiles import Issuer, Profile
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Issued:
         grounds: why.
         again: whether it had been issued before.
         ignored: what the CSR asked for in vain.
+        attestation: the certificate of the attestation key, if that was verified with it.
     """
 
     certificate: x509.Certificate
@@ -58,6 +63,12 @@ class Issued:
     grounds: str
     again: bool
     ignored: tuple[str, ...]
+    attestation: x509.Certificate | None = None
+
+    @property
+    def certificates(self) -> list[x509.Certificate]:
+        """All of them; whoever asked tells them apart by their keys."""
+        return [self.certificate, *([] if self.attestation is None else [self.attestation])]
 
 
 @dataclass(frozen=True)
@@ -68,12 +79,23 @@ class Registrar:
     issuer: Issuer
     clock: Clock
 
-    def enroll(self, credentials: Credentials, csr: bytes, *, renewal: bool) -> Issued | Refusal:
+    def enroll(
+        self, credentials: Credentials, csr: bytes, *, renewal: bool, challenge: Challenge | None = None
+    ) -> Issued | Waiting | Refusal:
         """Answers an EST enrollment, or with ``renewal`` a re-enrollment.
 
-        1. The applicant may have a certificate at all (`policy`); before its CSR is looked at.
+        1. The token or the certificate that the applicant shows permits it (`policy`); before its CSR is looked at.
+           Whoever shows neither goes on only to show evidence.
         2. The CSR passes `check_csr`.
-        3. In the transaction that issues: 1 once more, and `policy.judge_key`.
+        3. Its evidence, if it has any, passes the checks 1 to 7 (`proof`), against ``challenge``.
+        4. In the transaction that issues: 1 once more; checks 8 and 9 (`registry`), which also stop whoever was seen
+           with a TPM and comes without; `policy.judge_key`.
+
+        Args:
+            credentials: what came with the request.
+            csr: the CSR, DER or PEM.
+            renewal: whether the current certificate is needed.
+            challenge: the exchange that this request belongs to; whoever keeps it gave it out for this request only.
 
         Raises:
             CsrRefusedError: step 2.
@@ -81,15 +103,19 @@ class Registrar:
             StorageError: the store does not answer; nothing was issued.
         """
         with self.authority.database.reading() as connection:
-            permit = self._authorize(connection, credentials, renewal=renewal)  # 1
-        if isinstance(permit, Refusal):
-            return permit
+            claim = self._authorize(connection, credentials, renewal=renewal)  # 1
+        if isinstance(claim, Refusal):
+            return claim
         checked = check_csr(csr)  # 2
+        proof = self._prove(checked, checked.evidence, challenge, claim) if checked.evidence is not None else None  # 3
+        if isinstance(proof, Refusal):
+            return proof
         with self.authority.database.writing() as connection:
-            permit = self._authorize(connection, credentials, renewal=renewal)  # 3
-            if isinstance(permit, Refusal):
-                return permit
-            return self._decide(connection, permit, checked)
+            claim = self._authorize(connection, credentials, renewal=renewal)  # 4
+            if isinstance(claim, Refusal):
+                return claim
+            permit = self._admit(connection, claim, checked, proof)
+            return self._decide(connection, permit, checked, proof) if isinstance(permit, Permit) else permit
 
     def issue(self, profile: Profile, subject: Subject, csr: CheckedCsr) -> Issued:
         """Issues a certificate that an administrator asked for; ``csr`` may be a bare key that was checked.
@@ -99,23 +125,19 @@ class Registrar:
             CertificateExpiredError: the issuing CA's own certificate has ended.
             StorageError: the store does not answer; nothing was issued.
         """
-        digest = key_digest(csr.public_key)
         with self.authority.database.writing() as connection:
-            reason = policy.judge_key_use(
-                profile.name,
-                subject.name,
-                key_digest=digest,
-                known=records.of_key(connection, digest),
-                ca_keys=self._ca_keys(),
-            )
+            reason = self._judge_key_use(connection, profile, subject.name, key_digest(csr.public_key))
             if reason is not None:
                 raise CsrRefusedError(
                     f"the key is refused: {reason.value}", hint="make a new key: tpm-mtls keygen create"
                 )
             return self._sign(connection, profile, subject, csr, "administrator")
 
-    def _authorize(self, connection: Connection, credentials: Credentials, *, renewal: bool) -> Permit | Refusal:
+    def _authorize(self, connection: Connection, credentials: Credentials, *, renewal: bool) -> Permit | Refusal | None:
+        """What the credentials permit; none if there are none, and a first enrollment may be proved otherwise."""
         given = credentials.certificate
+        if credentials.user is None and given is None and not renewal:
+            return None
         applicant = Applicant(
             user=credentials.user,
             token=tokens.find(connection, credentials.password) if credentials.password else None,
@@ -125,7 +147,43 @@ class Registrar:
         authorize = policy.authorize_renewal if renewal else policy.authorize_enrollment
         return authorize(applicant, now=self.clock())
 
-    def _decide(self, connection: Connection, permit: Permit, csr: CheckedCsr) -> Issued | Refusal:
+    def _prove(
+        self, csr: CheckedCsr, evidence: Evidence, challenge: Challenge | None, claim: Permit | None
+    ) -> Proof | Refusal:
+        now, database = self.clock(), self.authority.database
+        with database.reading() as connection:
+            terms = registry.find_terms(connection, challenge, evidence, now=now)
+        try:
+            return prove(evidence, challenge, spki(csr.public_key), terms=terms, now=now)
+        except EvidenceRefusedError as error:
+            with database.writing() as connection:
+                return registry.note_refusal(connection, error, challenge=challenge, claim=claim, now=now)
+
+    def _admit(
+        self, connection: Connection, claim: Permit | None, csr: CheckedCsr, proof: Proof | None
+    ) -> Permit | Waiting | Refusal:
+        """Checks 8 and 9. A token that was used up is not needed by a device whose TPM is known."""
+        now = self.clock()
+        if proof is None:
+            if claim is None:
+                return Refusal(Reason.NO_CREDENTIALS)
+            return registry.note_downgrade(connection, claim, renewal=claim.token is None, now=now) or claim
+        digest = key_digest(csr.public_key)
+        permit = registry.admit(connection, proof.verdict, claim=claim, asked=csr.asked, key_digest=digest, now=now)
+        if not isinstance(permit, Permit):
+            return permit
+        binding = bindings.of_device(connection, permit.device)
+        if binding is None:
+            return permit
+        if permit.token is not None and permit.token.used_at is not None:
+            permit = replace(permit, grounds=f"device {permit.device[:50]}", token=None)
+        if claim is None and policy.is_withdrawn(
+            records.of_subject(connection, permit.device), since=binding.bound_at - profiles.BACKDATE
+        ):
+            return Refusal(Reason.CERTIFICATE_REVOKED, permit.device)
+        return permit
+
+    def _decide(self, connection: Connection, permit: Permit, csr: CheckedCsr, proof: Proof | None) -> Issued | Refusal:
         now, digest = self.clock(), key_digest(csr.public_key)
         known = records.of_key(connection, digest)
         decision = policy.judge_key(permit, key_digest=digest, known=known, ca_keys=self._ca_keys(), now=now)
@@ -137,14 +195,29 @@ class Registrar:
             )
         if isinstance(decision, Refusal):
             return decision
+        if proof is not None and proof.ak is not None:
+            reason = self._judge_key_use(connection, profiles.ATTESTATION, permit.device, key_digest(proof.ak))
+            if reason is not None:
+                return Refusal(reason, permit.device)
         token = permit.token
         if token is not None and not tokens.claim(connection, token, key_digest=digest, now=now):
             return Refusal(Reason.TOKEN_USED, permit.device)
-        subject = profiles.Subject.device(permit.device)
-        issued = self._sign(connection, profiles.DEVICE, subject, csr, permit.grounds)
+        issued = self._issue(connection, permit, csr, proof)
         if token is not None:
             tokens.record(connection, token, records.serial_text(issued.certificate))
         return issued
+
+    def _issue(self, connection: Connection, permit: Permit, csr: CheckedCsr, proof: Proof | None) -> Issued:
+        device, grounds, now = permit.device, permit.grounds, self.clock()
+        if proof is None:
+            return self._sign(connection, profiles.DEVICE, Subject.device(device), csr, grounds)
+        issued = self._sign(connection, profiles.DEVICE, proof.device(device), csr, grounds)
+        serial, digest = records.serial_text(issued.certificate), key_digest(csr.public_key)
+        registry.note_issued(connection, permit, proof.verdict, serial=serial, key_digest=digest, now=now)
+        if proof.ak is None:
+            return issued
+        ak = self._sign(connection, profiles.ATTESTATION, proof.attestation_key(device), CheckedCsr(proof.ak), grounds)
+        return replace(issued, attestation=ak.certificate)
 
     def _sign(
         self, connection: Connection, profile: Profile, subject: Subject, csr: CheckedCsr, grounds: str
@@ -165,6 +238,10 @@ class Registrar:
         detail = {"serial": serial, "profile": profile.name, "key": digest, "grounds": grounds, "ignored": ignored}
         audit.append(connection, "certificate-issued", subject.name, detail, now=now)
         return Issued(certificate, subject.name, grounds, again=False, ignored=ignored)
+
+    def _judge_key_use(self, connection: Connection, profile: Profile, name: str, digest: str) -> Reason | None:
+        known = records.of_key(connection, digest)
+        return policy.judge_key_use(profile.name, name, key_digest=digest, known=known, ca_keys=self._ca_keys())
 
     def _ca_keys(self) -> frozenset[str]:
         return _ca_key_digests(self.authority)

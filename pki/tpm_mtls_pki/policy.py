@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from tpm_mtls_pki.profiles import DEVICE
-from tpm_mtls_pki.records import KEY_COMPROMISE
+from tpm_mtls_pki.records import KEY_COMPROMISE, SUPERSEDED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -149,6 +149,19 @@ def authorize_renewal(applicant: Applicant, *, now: datetime) -> Permit | Refusa
     if now > record.not_after:
         return Refusal(Reason.CERTIFICATE_EXPIRED, record.subject)
     return Permit(record.subject, f"certificate {record.serial}")
+
+
+def is_withdrawn(known: Sequence[Record], *, since: datetime) -> bool:
+    """Whether the administrator took the device's certificate away, so that its TPM alone gets no other one.
+
+    It is its newest one that counts. A token, or releasing its TPM and approving it anew, lets the device in again.
+
+    Args:
+        known: the certificates that were ever issued to that name, oldest first.
+        since: those that are older do not count: they were another TPM's.
+    """
+    mine = [record for record in known if record.profile == DEVICE.name and record.not_before >= since]
+    return bool(mine) and mine[-1].revoked_at is not None and mine[-1].reason != SUPERSEDED
 
 
 def judge_key(

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from sqlalchemy.sql import ColumnElement
 
 KEY_COMPROMISE: Final = "keyCompromise"
+SUPERSEDED: Final = "superseded"
 
 REASONS: Final = {
     "unspecified": x509.ReasonFlags.unspecified,
     KEY_COMPROMISE: x509.ReasonFlags.key_compromise,
     "affiliationChanged": x509.ReasonFlags.affiliation_changed,
-    "superseded": x509.ReasonFlags.superseded,
+    SUPERSEDED: x509.ReasonFlags.superseded,
     "cessationOfOperation": x509.ReasonFlags.cessation_of_operation,
     "privilegeWithdrawn": x509.ReasonFlags.privilege_withdrawn,
 }

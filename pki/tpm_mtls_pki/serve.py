@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import ssl
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
@@ -29,6 +30,7 @@ from tpm_mtls_pki.connections import ConnectionWatch
 from tpm_mtls_pki.crl import ISSUING_LIFETIME
 from tpm_mtls_pki.csr import CheckedCsr
 from tpm_mtls_pki.est_server import BODY_TIMEOUT, EstServer
+from tpm_mtls_pki.exchange import LIFETIME, ExchangeStore
 from tpm_mtls_pki.profiles import SERVER, Subject
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tpm_mtls.tls import IdentityContext
+    from tpm_mtls_pki.evidence import Challenge
     from tpm_mtls_pki.issuance import Registrar
 
 SERVER_FILE: Final = "serve.pem"
@@ -61,6 +64,7 @@ class ServeOptions:
         handshake_timeout: seconds for a TLS handshake.
         idle_timeout: seconds for a request's headers, for a pause between two requests, for reading an answer.
         body_timeout: seconds for a request's body.
+        nonce_lifetime: seconds for which a nonce may be used.
         drain_timeout: seconds for requests in progress when the server ends.
         maintenance_interval: seconds between two looks whether a CRL or the server's certificate is due.
     """
@@ -72,6 +76,7 @@ class ServeOptions:
     handshake_timeout: float = 10.0
     idle_timeout: float = 15.0
     body_timeout: float = BODY_TIMEOUT
+    nonce_lifetime: float = LIFETIME
     drain_timeout: float = 10.0
     maintenance_interval: float = 2.0
 
@@ -103,6 +108,7 @@ class Service:
         self._options = options
         self._folder = registrar.authority.folder
         self._stop = asyncio.Event()
+        self._exchanges: ExchangeStore[Challenge] = ExchangeStore(time.monotonic, lifetime=options.nonce_lifetime)
 
     def stop(self) -> None:
         """Makes `run` return, after the requests in progress."""
@@ -118,9 +124,8 @@ class Service:
         context = self._context()
         self._maintain_crl()
         watch = ConnectionWatch(self._options.idle_timeout)
-        application = EstServer(self._registrar, body_timeout=self._options.body_timeout).application(
-            watch.middleware()
-        )
+        endpoints = EstServer(self._registrar, self._exchanges, body_timeout=self._options.body_timeout)
+        application = endpoints.application(watch.middleware())
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=self._options.drain_timeout)
         await runner.setup()
         server = cast("web.Server", runner.server)  # there is one after setup
@@ -161,6 +166,7 @@ class Service:
     async def _maintain(self, context: IdentityContext, renew_at: datetime) -> None:
         """Until told to stop: renews the CRL and the server's own certificate when they are due."""
         while not self._stop.is_set():
+            self._exchanges.sweep()
             try:
                 await asyncio.to_thread(self._maintain_crl)
                 if self._registrar.clock() >= renew_at:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.authority import PASSPHRASE, MovableClock, copy_ca, make_ca
+from support.reference_device import ReferenceDevice
+from support.tpm import SimulatedTpm
 from tpm_mtls_pki.authority import Authority, open_authority
 from tpm_mtls_pki.issuance import Registrar
 
@@ -51,3 +53,21 @@ def clock() -> MovableClock:
 def registrar(authority: Authority, template_issuer: Issuer, clock: MovableClock) -> Registrar:
     """That CA, unlocked, with that clock."""
     return Registrar(authority, template_issuer, clock)
+
+
+@pytest.fixture(scope="session")
+def genuine_tpm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedTpm]:
+    """A TPM with EK certificates, for many tests: whoever uses it leaves nothing in it."""
+    tpm = SimulatedTpm(tmp_path_factory.mktemp("genuine"), ek_certificates=True)
+    try:
+        yield tpm
+        tpm.assert_nothing_leaked()
+    finally:
+        tpm.stop()
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, genuine_tpm: SimulatedTpm) -> Iterator[ReferenceDevice]:
+    """A device with that TPM and new keys; its parameter is the algorithm of the endorsement key that it shows."""
+    with ReferenceDevice(genuine_tpm.tcti, algorithm=getattr(request, "param", "rsa")) as made:
+        yield made

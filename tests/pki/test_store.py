@@ -201,7 +201,7 @@ def test_a_token_taken_meanwhile_is_refused(registrar: Registrar) -> None:
         (token,) = tokens.listing(connection)
         assert tokens.claim(connection, token, key_digest="k", now=NOW)
         assert tokens.listing(connection)[0].state(NOW) == "used"
-        outcome = registrar._decide(connection, Permit("dev", "token 1", token), check_csr(make_csr(new_key())))
+        outcome = registrar._decide(connection, Permit("dev", "token 1", token), check_csr(make_csr(new_key())), None)
     assert outcome == Refusal(Reason.TOKEN_USED, "dev")
 
 
