@@ -40,6 +40,9 @@ CERTIFICATES_LIMIT = 16
 CSR_LIMIT = 16 * 1024
 """Bytes of a CSR; with an RSA-4096 key and a dozen names it is 2 KiB."""
 
+UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
+"""What `cryptography` raises when it cannot read a certificate, a request or a key."""
+
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----\s+[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 _LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 
@@ -107,7 +110,7 @@ def parse_csr(data: bytes) -> x509.CertificateSigningRequest:
     is_pem = b"-----BEGIN" in data
     try:
         return x509.load_pem_x509_csr(data) if is_pem else x509.load_der_x509_csr(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise CsrRefusedError("that is no certificate request (PKCS #10)", hint=hint) from error
 
 
@@ -138,7 +141,7 @@ def certificate_spki(certificate: x509.Certificate) -> bytes:
     """
     try:
         return spki(certificate.public_key())
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise PemError("the certificate's public key cannot be read", hint="ask its CA for another one") from error
 
 
@@ -296,5 +299,5 @@ def device_name(certificate: x509.Certificate) -> str:
 def _parse_block(block: bytes, name: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(block)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise PemError(f"{name} holds a damaged certificate", hint="copy the file again") from error

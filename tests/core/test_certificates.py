@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -289,6 +290,24 @@ def test_any_bytes_are_a_csr_or_refused(data: bytes) -> None:
         certificates.parse_csr(data)
     with pytest.raises(CsrRefusedError, match="no certificate request"):
         certificates.parse_csr(b"-----BEGIN CERTIFICATE REQUEST-----\n" + data)
+
+
+def test_a_version_that_nobody_knows_is_our_error() -> None:
+    """`cryptography` has an error of its own for it, which is no ValueError."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    der = csr.public_bytes(Encoding.DER)
+    assert der.count(b"\x02\x01\x00\x30\x00") == 1
+    with pytest.raises(CsrRefusedError, match="no certificate request"):
+        certificates.parse_csr(der.replace(b"\x02\x01\x00\x30\x00", b"\x02\x01\x05\x30\x00"))
+    good = trustme.CA().cert_pem.bytes()
+    version = x509.load_pem_x509_certificate(good).public_bytes(Encoding.DER)
+    assert version.count(b"\xa0\x03\x02\x01\x02") == 1
+    body = base64.encodebytes(version.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05"))
+    with pytest.raises(PemError, match="damaged certificate"):
+        certificates.parse_certificates(
+            b"-----BEGIN CERTIFICATE-----\n" + body + b"-----END CERTIFICATE-----\n", name="it"
+        )
 
 
 def test_a_csr_is_capped() -> None:

@@ -111,6 +111,13 @@ def test_damaged_certificates_raise_our_error_only(at: int, wrong: bytes) -> Non
         est.decode_certificates(est.encode_body(damaged))
 
 
+def test_a_certificate_of_an_unknown_version_is_our_error() -> None:
+    der = _GOOD.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05")
+    assert der != _GOOD
+    with pytest.raises(PemError, match="no certificates in CMS form"):
+        est.decode_certificates(est.encode_body(der))
+
+
 @given(st.integers(0, len(_GOOD) - 1))
 def test_truncated_certificates_are_refused(length: int) -> None:
     with pytest.raises(PemError):
