@@ -31,7 +31,8 @@ from tpm_mtls.errors import (
     UsageError,
 )
 from tpm_mtls_keygen.bootstrap_token import BootstrapToken
-from tpm_mtls_keygen.est_client import EstClient, Timeouts
+from tpm_mtls_keygen.est_client import EstClient
+from tpm_mtls_keygen.est_transport import Timeouts
 from tpm_mtls_keygen.est_url import EstUrl
 from tpm_mtls_keygen.patience import Later
 

@@ -1,0 +1,228 @@
+"""HTTPS to an EST server: one request and its whole answer, in bounded time; and what can go wrong on the way.
+
+No TPM is used here: also the process that renews, which speaks to OpenSSL's provider, does it so.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import ssl
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from urllib3.connection import HTTPSConnection
+from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
+
+from tpm_mtls import est
+from tpm_mtls.errors import (
+    CertificateExpiredError,
+    CertificateNotYetValidError,
+    HandshakeError,
+    PeerUnreachableError,
+    PeerUntrustedError,
+    TpmMtlsError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from urllib3.response import HTTPResponse
+
+    from tpm_mtls_keygen.est_url import EstUrl
+
+# OpenSSL's X509_V_ERR_ numbers (x509_vfy.h)
+_NOT_YET_VALID = 9
+_HAS_EXPIRED = 10
+_HOSTNAME_MISMATCH = 62
+_IP_ADDRESS_MISMATCH = 64
+
+_COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}=[!#-+\--:<-\[\]-~]{0,512}")  # RFC 6265, 4.1.1
+_COOKIES_LIMIT = 4
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """In seconds.
+
+    Attributes:
+        step: for connecting, for the TLS handshake, and for the next bytes of an answer.
+        exchange: for a request and its whole answer, however slowly that trickles.
+    """
+
+    step: float = 20.0
+    exchange: float = 60.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request to an EST server.
+
+    Attributes:
+        method: ``GET`` or ``POST``.
+        path: of the operation, such as ``/cacerts``, below the URL's own.
+        body: the body of a POST.
+        headers: its own header fields.
+    """
+
+    method: str
+    path: str
+    body: bytes | None
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, whatever its status.
+
+    Attributes:
+        status: HTTP status.
+        content_type: its Content-Type, if it names one.
+        retry_after: its Retry-After, if it has one.
+        cookies: ``name=value`` of the cookies that it sets.
+        body: at most one byte more than `est.BODY_LIMIT`.
+    """
+
+    status: int
+    content_type: str | None
+    retry_after: str | None
+    cookies: tuple[str, ...]
+    body: bytes
+
+
+class Transport(Protocol):
+    """Takes a request to the server and brings the answer."""
+
+    def send(self, request: Request) -> Answer:
+        """The answer to ``request``.
+
+        Raises:
+            PeerUnreachableError: nobody answers, or not in time.
+            PeerUntrustedError, CertificateExpiredError, CertificateNotYetValidError: of the server's TLS certificate.
+            HandshakeError: TLS failed otherwise.
+        """
+
+
+class HttpsTransport:
+    """One connection to the server at ``url``, whose TLS certificate ``context`` verifies; a context manager.
+
+    It is opened by the first request, and again by the next one where the server has closed it.
+    """
+
+    def __init__(self, url: EstUrl, context: ssl.SSLContext, timeouts: Timeouts) -> None:
+        self._url = url
+        self._timeouts = timeouts
+        self._connection = HTTPSConnection(url.host, url.port, timeout=timeouts.step, ssl_context=context)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    def send(self, request: Request) -> Answer:
+        """As `Transport.send`."""
+        connection = self._connection
+        overdue = threading.Event()
+        watch = threading.Timer(self._timeouts.exchange, _cut, (connection, overdue))
+        watch.daemon = True
+        watch.start()
+        try:
+            connection.request(
+                request.method,
+                self._url.base + request.path,
+                request.body,
+                {"User-Agent": "tpm-mtls", **request.headers},
+                preload_content=False,
+                decode_content=False,
+            )
+            answer = _receive(connection.getresponse())
+            if overdue.is_set():  # an answer without a length ends where it was cut
+                raise TimeoutError
+        except ssl.SSLError as error:
+            raise self._tls_error(error) from error
+        except (OSError, HTTPError, http.client.HTTPException) as error:
+            late = overdue.is_set() or isinstance(error, TimeoutError)
+            raise self._unreachable("did not answer in time" if late else _reason(error)) from error
+        finally:
+            watch.cancel()
+        return answer
+
+    def _unreachable(self, what: str) -> PeerUnreachableError:
+        return PeerUnreachableError(
+            f"the CA at {self._url} {what}",
+            hint="check the URL, the network and whether the CA runs; --wait SECONDS keeps trying",
+            host=self._url.host,
+        )
+
+    def _tls_error(self, error: ssl.SSLError) -> TpmMtlsError:
+        where = f"the CA at {self._url}"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return self._verification_error(error, where)
+        if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return self._unreachable("ended the connection")
+        return HandshakeError(
+            f"the TLS connection to {where} failed: {(error.reason or str(error)).lower().replace('_', ' ')}",
+            hint="does it speak TLS 1.3, and is it the CA's port?",
+            host=self._url.host,
+        )
+
+    def _verification_error(self, error: ssl.SSLCertVerificationError, where: str) -> TpmMtlsError:
+        said = error.verify_message.lower().removesuffix(".")
+        if error.verify_code == _NOT_YET_VALID:
+            return CertificateNotYetValidError(
+                f"the TLS certificate of {where} is not yet valid by this device's clock",
+                hint="set the clock right; see: date -u",
+            )
+        if error.verify_code == _HAS_EXPIRED:
+            return CertificateExpiredError(
+                f"the TLS certificate of {where} has expired by this device's clock",
+                hint="is the clock right (date -u)? else the CA needs a new one",
+            )
+        if error.verify_code in {_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH}:
+            hint = "use the name in its certificate as the URL's host"
+        else:
+            hint = "is the --trust file the root certificate of that CA? if it is, somebody else answers there"
+        return PeerUntrustedError(f"{where} is not trusted: {said}", hint=hint, host=self._url.host)
+
+
+def _receive(response: HTTPResponse) -> Answer:
+    """The whole answer, or as much of its body as it takes to be refused as too large."""
+    body = b""
+    # to the end of the file: only there urllib3 notices that less came than Content-Length promised
+    while len(body) <= est.BODY_LIMIT and (chunk := response.read(est.BODY_LIMIT + 1 - len(body))):
+        body += chunk
+    found = (_COOKIE.match(value) for value in response.headers.getlist("Set-Cookie"))
+    return Answer(
+        status=response.status,
+        content_type=response.headers.get("Content-Type"),
+        retry_after=response.headers.get("Retry-After"),
+        cookies=tuple(cookie[0] for cookie in found if cookie)[:_COOKIES_LIMIT],
+        body=body,
+    )
+
+
+def _cut(connection: HTTPSConnection, overdue: threading.Event) -> None:
+    """Ends a connection under the reader's feet: it then reads an end of file."""
+    overdue.set()
+    # During the handshake there is no socket yet that could be cut; it ends by its own timeout.
+    if connection.sock is not None:
+        with suppress(OSError):
+            # the plain socket's method: ssl.SSLSocket.shutdown would also take the TLS object away from the reader
+            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, NameResolutionError):
+        return "cannot be found: its name does not resolve"
+    cause = error.__cause__ if isinstance(error, NewConnectionError) else error
+    if isinstance(cause, OSError) and cause.strerror:
+        return f"cannot be reached: {cause.strerror.lower()}"
+    return "ended the connection in the middle of its answer"
