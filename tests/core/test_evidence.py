@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from support.attestation import sized
 from support.vectors import vector
-from tpm_mtls.certificates import spki
+from tpm_mtls.certificates import parse_csr, spki
 from tpm_mtls.certification_request import attribute_value, build_csr
 from tpm_mtls.errors import CsrRefusedError, EvidenceError
 from tpm_mtls.evidence import (
@@ -187,6 +188,21 @@ def test_damage_raises_our_error_only(at: int, wrong: bytes) -> None:
     except EvidenceError:
         return
     assert encode_bundle(found) == damaged
+
+
+REQUEST = build_csr(KEY, hashes.SHA256(), subject=x509.Name([]), attributes={OID_ATTESTATION: BUNDLE})
+
+
+@given(st.integers(0, len(REQUEST) - 1), st.binary(min_size=1, max_size=3))
+def test_a_damaged_request_is_refused_or_badly_signed(at: int, wrong: bytes) -> None:
+    damaged = REQUEST[:at] + wrong + REQUEST[at + len(wrong) :]
+    try:
+        request = parse_csr(damaged)
+        evidence_of_csr(request)
+        accepted = request.is_signature_valid
+    except (CsrRefusedError, ValueError, UnsupportedAlgorithm):  # the last two: the key or the signature's algorithm
+        return
+    assert not accepted or damaged == REQUEST
 
 
 @given(

@@ -104,6 +104,15 @@ def test_an_rsa_key_with_the_default_exponent_has_65537() -> None:
     assert key.public_numbers().e == 65537
 
 
+def test_a_modulus_is_as_long_as_the_area_says() -> None:
+    """Whoever accepts RSA-2048 must not get less."""
+    modulus = rsa.generate_private_key(65537, 1024).public_key().public_numbers().n.to_bytes(128, "big")  # noqa: S505 - to be refused
+    area = bytes.fromhex("0001000b00040072 0000 0010 0014000b 0800 00000000")
+    for short in (sized(modulus), sized(bytes(128) + modulus)):
+        with pytest.raises(PemError, match="says 2048 bits, its modulus has 1024"):
+            parse_public_area(area + short)
+
+
 def test_a_scheme_without_a_hash_is_named_alone() -> None:
     area = bytes.fromhex("0001000b00020072 0000 0010 0015 0800 00000000") + sized(b"\xff" * 256)
     assert parse_public_area(area).scheme == "rsaes"

@@ -1,4 +1,4 @@
-"""TPM data without a TPM: public areas, Names, and key files in the ``TSS2 PRIVATE KEY`` form.
+"""TPM data without a TPM: public areas, Names, key files, endorsement keys, credentials, attestations, signatures.
 
 Everything here is pure: bytes in, frozen values out. Nothing sends a command. Structures are parsed by tpm2-pytss
 (libtss2's unmarshalling), which nobody else but `tpm_mtls.tpm` imports.

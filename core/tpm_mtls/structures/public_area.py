@@ -204,9 +204,7 @@ def _scheme(kind: str, public: TPMT_PUBLIC) -> str:
 def _spki(kind: str, public: TPMT_PUBLIC) -> bytes | None:
     try:
         if kind == "rsa":
-            exponent = int(public.parameters.rsaDetail.exponent) or _DEFAULT_EXPONENT
-            modulus = int.from_bytes(bytes(public.unique.rsa), "big")
-            return _der(rsa.RSAPublicNumbers(exponent, modulus).public_key())
+            return _rsa_spki(public)
         if kind == "ecc":
             curve = _CURVES.get(curve_name(int(public.parameters.eccDetail.curveID)))
             x, y = (int.from_bytes(bytes(part), "big") for part in (public.unique.ecc.x, public.unique.ecc.y))
@@ -214,6 +212,14 @@ def _spki(kind: str, public: TPMT_PUBLIC) -> bytes | None:
     except ValueError as error:
         raise _malformed("the public area holds no valid public key") from error
     return None
+
+
+def _rsa_spki(public: TPMT_PUBLIC) -> bytes:
+    detail = public.parameters.rsaDetail
+    modulus = int.from_bytes(bytes(public.unique.rsa), "big")
+    if modulus.bit_length() != int(detail.keyBits):
+        raise _malformed(f"the public area says {int(detail.keyBits)} bits, its modulus has {modulus.bit_length()}")
+    return _der(rsa.RSAPublicNumbers(int(detail.exponent) or _DEFAULT_EXPONENT, modulus).public_key())
 
 
 def _der(key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey) -> bytes:
