@@ -51,11 +51,13 @@ class DeviceFacts:
 
     Attributes:
         holder: the TPM that the name is bound to.
+        was_bound: whether it was ever bound to one.
         was_fixed: whether the device ever had a key that was born in its TPM.
         earlier: what was proved about this very key before.
     """
 
     holder: str | None = None
+    was_bound: bool = False
     was_fixed: bool = False
     earlier: Sequence[Attestation] = ()
 
@@ -116,7 +118,8 @@ def judge_device(
     """Whether the device may have a certificate on this evidence; none if an administrator has to say so first.
 
     1. A TPM that is only vouched for by the allow-list is still on it (check 1).
-    2. The name is not bound to another TPM (check 8; at a renewal 9: the key moved).
+    2. The name is not bound to another TPM (check 8; at a renewal 9: the key moved). Nor was it released: a
+       certificate from before that does not get it back.
     3. What was proved about this key before is the same now: TPM and Name, so that neither moved nor its attributes or
        policy changed (check 9).
     4. A device that ever had a key born in its TPM is not content with an imported one now (check 8).
@@ -143,7 +146,8 @@ def _contradiction(
     """What is known already and contradicts the evidence: rules 1 to 4 of `judge_device`."""
     if verdict.endorsed_by == ALLOW_LIST and facts.entry is None:  # 1
         return Refusal(Reason.EVIDENCE_REFUSED, name.device, 1)
-    if device.holder not in {None, verdict.ek_hash}:  # 2
+    released = device.was_bound and device.holder is None and _check(claim) == RENEWAL
+    if device.holder not in {None, verdict.ek_hash} or released:  # 2
         return Refusal(Reason.DEVICE_OF_ANOTHER, name.device, _check(claim))
     now = (verdict.ek_hash, verdict.key.name.hex())
     if any((before.ek_hash, before.key_name) != now for before in device.earlier):  # 3

@@ -113,6 +113,12 @@ def find(connection: Connection, ek_hash: str) -> Entry | None:
     return _entry(row) if row else None
 
 
+def of_device(connection: Connection, device: str) -> Entry | None:
+    """The entry that has that device's name."""
+    row = connection.execute(allow_list.select().where(allow_list.c.device == device)).one_or_none()
+    return _entry(row) if row else None
+
+
 def listing(connection: Connection) -> list[Entry]:
     """All entries, oldest first."""
     order = (allow_list.c.added_at, allow_list.c.ek_hash)

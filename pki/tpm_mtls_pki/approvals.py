@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import sqlalchemy
 
 from tpm_mtls.errors import StateError, UsageError
-from tpm_mtls_pki import audit, bindings
+from tpm_mtls_pki import allow_list, audit, bindings
 from tpm_mtls_pki.clock import from_seconds, seconds
 from tpm_mtls_pki.schema import approvals
 
@@ -89,7 +89,7 @@ def grant(connection: Connection, number: int, *, device: str | None, now: datet
     """Approves request ``number``, under the name ``device`` or the one that it asked for, which it returns.
 
     Raises:
-        StateError: there is none of that number, it is granted already, or the name belongs to another TPM.
+        StateError: there is none of that number, it is granted already, or the name is another TPM's.
         UsageError: there is no name.
     """
     approval = _get(connection, number)
@@ -98,9 +98,13 @@ def grant(connection: Connection, number: int, *, device: str | None, now: datet
     name = device or approval.asked
     if name is None:
         raise UsageError(f"request {number} asks for no name", hint="give it one: --device")
-    holder = bindings.of_device(connection, name)
-    if holder is not None:
+    if bindings.of_device(connection, name) is not None:
         raise StateError(f"{name} belongs to another TPM", hint=f"tpm-mtls pki release --device {name}")
+    listed = allow_list.of_device(connection, name)
+    if listed is not None and listed.ek_hash != approval.ek_hash:
+        raise StateError(
+            f"the allow-list has {name} for another TPM", hint=f"tpm-mtls pki allow remove --ek-hash {listed.ek_hash}"
+        )
     _decide(connection, approval, State.GRANTED, name, now)
     audit.append(connection, "approval-granted", name, {"request": number, "ek": approval.ek_hash}, now=now)
     return name

@@ -26,12 +26,16 @@ def approval() -> None:
 @click.option("--state", type=click.Choice(["waiting", "granted", "denied"]), help="Only those.")
 @json_option
 def list_approvals(ca_dir: Path, *, state: str | None, as_json: bool) -> None:
-    """List the queue, with the names that the devices would get."""
-    from tpm_mtls_pki import approvals  # noqa: PLC0415 - `pki --help` stays quick
+    """List the queue, with the names that the devices would get.
+
+    Where name_taken is true, certificates were issued under that name before: to somebody without a TPM.
+    """
+    from tpm_mtls_pki import approvals, records  # noqa: PLC0415 - `pki --help` stays quick
     from tpm_mtls_pki.authority import open_authority  # noqa: PLC0415 - the same
 
     with open_authority(ca_dir) as authority, authority.database.reading() as connection:
         found = [each for each in approvals.listing(connection) if state in {None, each.state.value}]
+        taken = {each.asked for each in found if each.asked and records.of_subject(connection, each.asked)}
     print_table(
         "approvals",
         [
@@ -39,6 +43,7 @@ def list_approvals(ca_dir: Path, *, state: str | None, as_json: bool) -> None:
                 "id": each.id,
                 "state": each.state.value,
                 "device": each.device or each.asked,
+                "name_taken": each.asked in taken,  # certificates were issued under that name
                 "requested_at": each.requested_at.isoformat(),
                 "ek_hash": each.ek_hash,
                 "endorsed_by": each.endorsed_by,

@@ -136,8 +136,6 @@ def note_issued(
         "endorsed_by": verdict.endorsed_by[:_NOTE_LENGTH],
         "residency": verdict.residency.value,
         "key": verdict.key.name.hex(),
-        "firmware": f"{verdict.firmware_version:016x}",
-        "resets": verdict.reset_count,
     }
     audit.append(connection, "evidence-accepted", permit.device, detail, now=now)
 
@@ -189,6 +187,7 @@ def _device_facts(connection: Connection, device: str | None, key_digest: str) -
     binding = bindings.of_device(connection, device)
     return DeviceFacts(
         holder=binding.ek_hash if binding is not None else None,
+        was_bound=bindings.was_bound(connection, device),
         was_fixed=attestations.was_fixed(connection, device),
         earlier=earlier,
     )

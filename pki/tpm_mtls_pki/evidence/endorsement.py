@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509 import verification
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tpm_mtls.certificates import check_dates
 from tpm_mtls.errors import EvidenceError
@@ -35,19 +35,6 @@ _TPM_NAMES: Final = {  # what the alternative name's directoryName says of the c
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
 _EITHER = verification.Criticality.AGNOSTIC
-_UNDERSTOOD: Final = frozenset(
-    {
-        ExtensionOID.BASIC_CONSTRAINTS,
-        ExtensionOID.KEY_USAGE,
-        ExtensionOID.EXTENDED_KEY_USAGE,
-        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
-        ExtensionOID.NAME_CONSTRAINTS,
-        # without policies of ours to ask for, these three restrict nothing (RFC 5280, 6.1.1: any-policy)
-        ExtensionOID.CERTIFICATE_POLICIES,
-        ExtensionOID.POLICY_MAPPINGS,
-        ExtensionOID.INHIBIT_ANY_POLICY,
-    }
-)
 _HINT = "is it a TPM of a maker that you trust? see: tpm-mtls pki ek-roots list; or name it: tpm-mtls pki allow add"
 
 
@@ -71,12 +58,12 @@ def check_endorsement(
 
     1. It follows the profile: version 3; basicConstraints, if there, say that it is no CA; keyUsage has
        keyEncipherment (RSA) or keyAgreement (ECC) and no certificate signing; extendedKeyUsage has
-       tcg-kp-EKCertificate; the alternative name tells manufacturer, model and version (whoever they are); and no
-       critical extension is unknown.
+       tcg-kp-EKCertificate; the alternative name tells manufacturer, model and version (whoever they are).
     2. ``now`` lies within its validity.
     3. Names and signatures lead over CAs of ``chain`` and ``trust.intermediates`` to one of ``trust.roots``: each a CA
        that may sign certificates, within its path length and its own validity, with algorithms that are still sound,
-       for EK certificates if it says for what, and without unknown critical extensions.
+       and for EK certificates if it says for what. No certificate of the path has a critical extension that the library
+       does not know; certificatePolicies is one of those.
 
     Not verified: revocation (makers publish CRLs for few chips; revoke what was issued to it: ``pki revoke``), and
     that the key in it is the applicant's (check 2, check 4).
@@ -134,7 +121,6 @@ def _check_profile(certificate: x509.Certificate) -> None:
     told = {each.oid for name in names.get_values_for_type(x509.DirectoryName) for each in name} if names else set()
     if missing := [word for oid, word in _TPM_NAMES.items() if oid not in told]:
         raise _refused(f"does not tell the TPM's {missing[0]}")
-    _check_critical(certificate, "the EK certificate")
 
 
 def _find_root(
@@ -154,8 +140,6 @@ def _find_root(
         reason = str(error).partition(" (encountered")[0].rpartition(": ")[2]
         reason = "no CA of it issued that" if "candidates exhausted" in reason else reason
         raise EvidenceError(f"the EK certificate leads to no trusted TPM maker: {reason}", hint=_HINT) from error
-    for authority in found[1:]:
-        _check_critical(authority, f"the TPM maker's certificate {authority.subject.rfc4514_string()[:80]}")
     return found[-1]
 
 
@@ -167,14 +151,6 @@ def _may_sign(_: verification.Policy, __: x509.Certificate, value: x509.KeyUsage
 def _may_endorse(_: verification.Policy, __: x509.Certificate, value: x509.ExtendedKeyUsage | None) -> None:
     if value is not None and not {EK_CERTIFICATE, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & set(value):
         raise ValueError("a CA of it may not certify endorsement keys")
-
-
-def _check_critical(certificate: x509.Certificate, what: str) -> None:
-    unknown = [
-        each.oid.dotted_string for each in certificate.extensions if each.critical and each.oid not in _UNDERSTOOD
-    ]
-    if unknown:
-        raise EvidenceError(f"{what} has an unknown critical extension {unknown[0]}", hint=_HINT)
 
 
 def _extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extension | None:

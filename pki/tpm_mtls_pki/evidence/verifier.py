@@ -95,8 +95,6 @@ class Verdict:
         residency: where the TLS key lives.
         key: the TLS key's public area.
         ak: the attestation key's public area; without data and Name where a certificate vouched for it.
-        reset_count: how often the TPM was reset since it was last cleared, as the TPM tells it.
-        firmware_version: as the TPM tells it.
     """
 
     ek_hash: str
@@ -104,8 +102,6 @@ class Verdict:
     residency: Residency
     key: PublicArea
     ak: PublicArea
-    reset_count: int
-    firmware_version: int
 
 
 def judge_evidence(
@@ -169,8 +165,6 @@ def judge_evidence(
         residency=residency,
         key=key,
         ak=ak,
-        reset_count=attest.clock.reset_count,
-        firmware_version=attest.firmware_version,
     )
 
 
