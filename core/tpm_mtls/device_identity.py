@@ -26,7 +26,7 @@ OID_TPM_2_0: Final = ObjectIdentifier("2.23.133.1.2")
 """hwType: the hardware module is a TPM 2.0."""
 
 OID_EK_SHA256: Final = ObjectIdentifier("2.23.133.12.1")
-"""tcg-on-ekPermIdSha256, the assigner: the identifier is a SHA-256 digest that tells the endorsement key (EK), in hex."""
+"""tcg-on-ekPermIdSha256, the assigner: the identifier is a SHA-256 digest, in hex, that tells the endorsement key."""
 
 POLICY_RESIDENT: Final = ObjectIdentifier("2.23.133.11.1.1")
 """tcg-cap-verifiedTPMResidency: the CA verified that the key is in a TPM."""
