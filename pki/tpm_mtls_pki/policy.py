@@ -154,14 +154,18 @@ def authorize_renewal(applicant: Applicant, *, now: datetime) -> Permit | Refusa
 def is_withdrawn(known: Sequence[Record], *, since: datetime) -> bool:
     """Whether the administrator took the device's certificate away, so that its TPM alone gets no other one.
 
-    It is its newest one that counts. A token, or releasing its TPM and approving it anew, lets the device in again.
+    Its newest one counts; of several in one second, each. A token lets the device in again, and so does releasing its
+    TPM, which then enrolls as if it were new.
 
     Args:
-        known: the certificates that were ever issued to that name, oldest first.
+        known: the certificates that were ever issued to that name.
         since: those that are older do not count: they were another TPM's.
     """
     mine = [record for record in known if record.profile == DEVICE.name and record.not_before >= since]
-    return bool(mine) and mine[-1].revoked_at is not None and mine[-1].reason != SUPERSEDED
+    newest = max((record.not_before for record in mine), default=None)
+    return any(
+        record.revoked_at is not None and record.reason != SUPERSEDED for record in mine if record.not_before == newest
+    )
 
 
 def judge_key(

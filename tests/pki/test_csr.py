@@ -144,3 +144,14 @@ def test_a_csr_with_one_extension_twice_is_malformed() -> None:
     assert changed != der
     with pytest.raises(CsrRefusedError, match="malformed"):
         check_csr(changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [("sensor-1", "sensor-1"), (None, None), ("Sensor 1", None), ("*.example", None), ("x" * 64, None)],
+)
+def test_a_csr_may_ask_for_a_device_name(name: str | None, asked: str | None) -> None:
+    """Whether it gets it is not the CSR's affair."""
+    checked = check_csr(make_csr(new_key(), name=name))
+    assert checked.asked == asked
+    assert checked.evidence is None

@@ -16,6 +16,7 @@ from tpm_mtls_pki.policy import (
     Refusal,
     authorize_enrollment,
     authorize_renewal,
+    is_withdrawn,
     judge_key,
     judge_key_use,
 )
@@ -110,3 +111,25 @@ def test_an_unused_token_permits_a_free_key() -> None:
 )
 def test_a_key_has_one_owner(profile: str, subject: str, record: Record, reason: Reason | None) -> None:
     assert judge_key_use(profile, subject, key_digest="k", known=[record], ca_keys=()) == reason
+
+
+OLD = dataclasses.replace(RECORD, not_before=NOW - 3 * HOUR)
+
+
+@pytest.mark.parametrize(
+    ("known", "withdrawn"),
+    [
+        ([], False),
+        ([RECORD], False),
+        ([dataclasses.replace(RECORD, revoked_at=NOW, reason="unspecified")], True),
+        ([dataclasses.replace(RECORD, revoked_at=NOW, reason="superseded")], False),
+        ([dataclasses.replace(RECORD, revoked_at=NOW, reason="unspecified"), RECORD], True),
+        ([dataclasses.replace(OLD, revoked_at=NOW, reason="unspecified"), RECORD], False),
+        ([OLD, dataclasses.replace(RECORD, revoked_at=NOW, reason="unspecified")], True),
+        ([dataclasses.replace(RECORD, profile="attestation", revoked_at=NOW, reason="unspecified")], False),
+        ([dataclasses.replace(OLD, revoked_at=NOW, reason="unspecified")], False),
+    ],
+)
+def test_a_revocation_keeps_a_tpm_out(known: list[Record], *, withdrawn: bool) -> None:
+    """Of its newest certificate, since it is bound."""
+    assert is_withdrawn(known, since=NOW - 2 * HOUR) == withdrawn

@@ -49,15 +49,15 @@ _ATTESTATION, _TPM_CERTIFY = "1.2.840.113549.1.9.16.2.59", "2.23.133.20.1"
 
 @dataclass(frozen=True)
 class Key:
-    """A P-256 key in the TPM, loaded.
+    """A P-256 key of the TPM's.
 
     Attributes:
-        handle: of ESAPI.
+        blobs: TPM2B_PRIVATE and TPM2B_PUBLIC, as TPM2_Load wants them.
         public: TPMT_PUBLIC, marshalled.
         spki: SubjectPublicKeyInfo, DER.
     """
 
-    handle: ESYS_TR
+    blobs: tuple[Any, Any]
     public: bytes
     spki: bytes
 
@@ -110,28 +110,25 @@ class Proof:
 
 
 class ReferenceDevice:
-    """See the module's docstring. Its keys are transient objects: use it as a context manager."""
+    """See the module's docstring. A TPM has room for three objects, so keys are loaded for one command each."""
 
     def __init__(self, tcti: str, *, algorithm: str = "rsa") -> None:
         """Opens the TPM, reads the EK certificate (``algorithm``: ``rsa`` or ``ecc``) and makes the three keys."""
         self._esapi = ESAPI(tcti)
-        self._flush: list[ESYS_TR] = []
         name, handle = {"rsa": ("EK-RSA2048", 0x81010001), "ecc": ("EK-HIGH-ECC384", 0x81010016)}[algorithm]
         certificate, _ = create_ek_template(name, NVReadEK(self._esapi))
-        self.needs_session = algorithm == "rsa"
+        self._needs_session = algorithm == "rsa"
         self.ek_certificate = bytes(certificate)
         self.ek = self._esapi.tr_from_tpmpublic(handle)
         public, *_ = self._esapi.read_public(self.ek)
         self.ek_public = bytes(public.publicArea.marshal())
-        self.ak = self.make_key(_SIGN | TPMA_OBJECT.RESTRICTED, scheme=TPM2_ALG.ECDSA)
+        self.ak = self.make_ak()
         self.key = self.make_key()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in reversed(self._flush):
-            self._esapi.flush_context(handle)
         self._esapi.close()
 
     # keys
@@ -143,15 +140,26 @@ class ReferenceDevice:
         template.publicArea.parameters.eccDetail.symmetric.algorithm = TPM2_ALG.NULL
         with self._storage() as parent:
             private, public, *_ = self._esapi.create(parent, TPM2B_SENSITIVE_CREATE(), template)
-            handle = self._esapi.load(parent, private, public)
-        self._flush.append(handle)
-        return Key(handle, bytes(public.publicArea.marshal()), public.to_der())
+        return Key((private, public), bytes(public.publicArea.marshal()), public.to_der())
+
+    def make_ak(self) -> Key:
+        """An attestation key."""
+        return self.make_key(_SIGN | TPMA_OBJECT.RESTRICTED, scheme=TPM2_ALG.ECDSA)
 
     @contextlib.contextmanager
     def _storage(self) -> Iterator[ESYS_TR]:
         attributes = _STORAGE | TPMA_OBJECT.RESTRICTED | TPMA_OBJECT.DECRYPT
         template = TPM2B_PUBLIC.parse("ecc256:aes128cfb", objectAttributes=attributes)
         handle, *_ = self._esapi.create_primary(TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.OWNER)
+        try:
+            yield handle
+        finally:
+            self._esapi.flush_context(handle)
+
+    @contextlib.contextmanager
+    def _loaded(self, key: Key) -> Iterator[ESYS_TR]:
+        with self._storage() as parent:
+            handle = self._esapi.load(parent, *key.blobs)
         try:
             yield handle
         finally:
@@ -175,18 +183,21 @@ class ReferenceDevice:
         """TPM2_ActivateCredential."""
         credential, _ = TPM2B_ID_OBJECT.unmarshal(blob)
         secret, _ = TPM2B_ENCRYPTED_SECRET.unmarshal(encrypted_secret)
-        if not self.needs_session:
-            return bytes(self._esapi.activate_credential(self.ak.handle, self.ek, credential, secret))
+        with self._loaded(self.ak) as ak:
+            if not self._needs_session:
+                return bytes(self._esapi.activate_credential(ak, self.ek, credential, secret))
+            with self._endorsement() as session:
+                sessions = {"session1": ESYS_TR.PASSWORD, "session2": session}
+                return bytes(self._esapi.activate_credential(ak, self.ek, credential, secret, **sessions))
+
+    @contextlib.contextmanager
+    def _endorsement(self) -> Iterator[ESYS_TR]:
         session = self._esapi.start_auth_session(
             ESYS_TR.NONE, ESYS_TR.NONE, TPM2_SE.POLICY, TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL), TPM2_ALG.SHA256
         )
         try:
             self._esapi.policy_secret(ESYS_TR.ENDORSEMENT, session, b"", b"", b"", 0)
-            return bytes(
-                self._esapi.activate_credential(
-                    self.ak.handle, self.ek, credential, secret, session1=ESYS_TR.PASSWORD, session2=session
-                )
-            )
+            yield session
         finally:
             self._esapi.flush_context(session)
 
@@ -194,13 +205,23 @@ class ReferenceDevice:
         """TPM2_Certify of ``key`` by ``ak``."""
         key, ak = key or self.key, ak or self.ak
         scheme = TPMT_SIG_SCHEME(scheme=TPM2_ALG.NULL)
-        attest, signature = self._esapi.certify(key.handle, ak.handle, TPM2B_DATA(qualifying_data), scheme)
+        with self._loaded(key) as loaded, self._loaded(ak) as signer:
+            attest, signature = self._esapi.certify(loaded, signer, TPM2B_DATA(qualifying_data), scheme)
         return Proof(bytes(attest), bytes(signature.marshal()), key.public)
+
+    @staticmethod
+    def bare_signature(proof: Proof) -> bytes:
+        """The Ecdsa-Sig-Value in the proof's TPMT_SIGNATURE: sigAlg, hash, and two sized integers."""
+        size = int.from_bytes(proof.signature[4:6], "big")
+        return sequence(integer(proof.signature[6 : 6 + size]), integer(proof.signature[8 + size :]))
 
     def csr(self, proof: Proof | None, *, key: Key | None = None, name: str | None = None) -> bytes:
         """A CSR (DER) with the evidence, signed by the TPM."""
+        return self.csr_with([] if proof is None else [attestation(proof)], key=key, name=name)
+
+    def csr_with(self, attributes: Sequence[bytes], *, key: Key | None = None, name: str | None = None) -> bytes:
+        """A CSR (DER) with these attributes (DER), signed by the TPM."""
         key = key or self.key
-        attributes = [] if proof is None else [attestation(proof)]
         body = request_info(key.spki, name, attributes)
         return sequence(body, sequence(oid(_ECDSA_SHA256)), bit_string(self.sign(key, body)))
 
@@ -210,7 +231,8 @@ class ReferenceDevice:
         scheme = TPMT_SIG_SCHEME(scheme=TPM2_ALG.ECDSA)
         scheme.details.ecdsa.hashAlg = TPM2_ALG.SHA256
         ticket = TPMT_TK_HASHCHECK(tag=TPM2_ST.HASHCHECK, hierarchy=TPM2_RH.NULL)
-        signed = self._esapi.sign(key.handle, digest, scheme, ticket)  # a part of it does not keep the whole alive
+        with self._loaded(key) as handle:
+            signed = self._esapi.sign(handle, digest, scheme, ticket)  # a part of it does not keep the whole alive
         parts = signed.signature.ecdsa
         return sequence(integer(bytes(parts.signatureR)), integer(bytes(parts.signatureS)))
 
