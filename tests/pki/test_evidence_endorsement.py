@@ -197,6 +197,35 @@ def test_path_lengths_and_dates_of_cas_hold(root: Certifier) -> None:
         judge(old_root.certify("", key, ek_extensions()), root=old_root)
 
 
+def test_a_maze_of_cas_is_given_up(root: Certifier) -> None:
+    """Six CAs that all certified each other, with one name: the number of paths grows with their factorial."""
+    key, name = new_key(), "Maze"
+    first = new_root(name)
+    maze = [
+        Certifier(key, first.certificate).certify(name, key.public_key(), ca_extensions(), end=NOW + (n + 1) * DAY)
+        for n in range(6)
+    ]
+    certificate = Certifier(key, maze[0]).certify("", new_key().public_key(), ek_extensions())
+    with refused("Exceeded maximum signature check limit"):
+        judge(certificate, *maze, root=root)
+
+
+def test_a_certificate_of_the_first_version_is_refused(tmp_path: Path, root: Certifier) -> None:
+    """It could say nothing about its use."""
+    key, request, out = (str(tmp_path / name) for name in ("key.pem", "request.csr", "v1.der"))
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    commands = [
+        ["openssl", "req", "-new", *curve, "-keyout", key, "-subj", "/CN=chip", "-out", request],
+        ["openssl", "x509", "-req", "-in", request, "-signkey", key, "-outform", "DER", "-out", out],
+    ]
+    for command in commands:
+        subprocess.run(command, check=True, capture_output=True)
+    certificate = parse_certificate((tmp_path / "v1.der").read_bytes())
+    assert certificate.version is x509.Version.v1
+    with refused("is not of version 3"):
+        judge(certificate, root=root)
+
+
 def test_certificates_from_outside_are_capped_and_must_parse(root: Certifier) -> None:
     good = der(root.certificate)
     assert parse_certificate(good) == root.certificate
