@@ -13,7 +13,7 @@ import msgspec
 from tpm_mtls.errors import IdentityError, PemError
 from tpm_mtls.files import PRIVATE_FILE, read_capped, write_atomic
 from tpm_mtls.identity import ATTESTATION_KEY
-from tpm_mtls.structures import EkTemplate, PublicArea, parse_public_area
+from tpm_mtls.structures import EkTemplate, PublicArea, ek_hash, parse_public_area
 from tpm_mtls.structures.tss2_key import PRIVATE_LIMIT
 from tpm_mtls.tpm import SRK_HANDLE
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 _LIMIT = 16 * 1024  # bytes: two public areas, a private one and a certificate, in base64
+_HINT = "restore it from a backup, or enroll again"
 
 
 class AttestationKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -51,6 +52,22 @@ class AttestationKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def area(self) -> PublicArea:
         """Its public area."""
         return parse_public_area(self.public)
+
+    @property
+    def ek_sha256(self) -> str:
+        """The endorsement key, as an allow-list knows it: SHA-256 of its public key (DER SubjectPublicKeyInfo), hex."""
+        return ek_hash(parse_public_area(self.ek_public).spki or b"")
+
+    def check(self) -> None:
+        """Checks that it can be what it says; whether this TPM can load it, only the TPM knows.
+
+        Raises:
+            IdentityError: another format, or a private part of an impossible size.
+            PemError: a public area is malformed.
+        """
+        _ = self.area, parse_public_area(self.ek_public)
+        if self.format != FORMAT or not 0 < len(self.private) <= PRIVATE_LIMIT:
+            raise IdentityError(f"it is of format {self.format}, or its private part has another size", hint=_HINT)
 
     def load(self, tpm: Tpm) -> LoadedKey:
         """The key, ready for use (one command).
@@ -88,14 +105,12 @@ def load_attestation_key(folder: Path) -> AttestationKey | None:
     path = folder / ATTESTATION_KEY
     if not path.exists():
         return None
-    hint = "restore it from a backup, or enroll again"
+    data = read_capped(path, limit=_LIMIT)
     try:
-        key = msgspec.json.decode(read_capped(path, limit=_LIMIT), type=AttestationKey)
-        _ = key.area, parse_public_area(key.ek_public)
-    except (msgspec.DecodeError, UnicodeDecodeError, PemError) as error:
-        raise IdentityError(f"{path} is damaged: {str(error).lower()}", hint=hint) from error
-    if key.format != FORMAT or not 0 < len(key.private) <= PRIVATE_LIMIT:
-        raise IdentityError(f"{path} is of format {key.format}, or its private part has another size", hint=hint)
+        key = msgspec.json.decode(data, type=AttestationKey)
+        key.check()
+    except (msgspec.DecodeError, UnicodeDecodeError, PemError, IdentityError) as error:
+        raise IdentityError(f"{path} is damaged: {str(error).lower()}", hint=_HINT) from error
     return key
 
 

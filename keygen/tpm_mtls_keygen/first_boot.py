@@ -1,141 +1,52 @@
 """First boot as a state machine: from what is there to the next step. Pure: no file, no TPM, no network.
 
-    ContactCa -> MakeStorageKey -> MakeKey -> Enroll -> Record -> Tidy -> Done
+    ContactCa -> MakeStorageKey -> MakeKey -> MakeAttestationKey -> Enroll -> Record -> Copy -> Tidy -> Done
 
-A step is left out when what it makes is there already, so a run that was killed anywhere is finished by the next one.
+or, where the TPM's NV memory still has a copy of the identity that the disk lost: Restore -> Done. A step is left out
+when what it makes is there already, so a run that was killed anywhere is finished by the next one.
 What makes that safe is the order of the effects:
 
 1. The journal (``first-boot.json``) names the key, by place and by Name, *before* the key gets there. So a key that an
    interrupted run left is recognised by its Name, and anything else at that place belongs to somebody else.
 2. The key is there before a request leaves. The CA answers the same token and key again with the same certificate.
-3. The certificate is there before ``identity.json``, and that before the journal goes: a folder with ``identity.json``
-   is complete.
+3. The attestation key exists on disk only. It is there before the certificate for which it vouches is asked for.
+4. The certificate is there before ``identity.json``, that before the copy in the NV memory, and that before the journal
+   goes: a folder with ``identity.json`` is complete, and one without a journal has its copy.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from tpm_mtls.errors import HandleOccupiedError, IdentityError, StateError
-from tpm_mtls.identity import CERTIFICATE, KEY, RECORD
+from tpm_mtls.identity import ATTESTATION_KEY, CERTIFICATE, KEY, RECORD
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.key_reference import PersistentHandle, parse_key_reference
 from tpm_mtls_keygen.first_boot_folder import JOURNAL, KeyPlace, key_place
+from tpm_mtls_keygen.first_boot_steps import (
+    ContactCa,
+    Copy,
+    Done,
+    Enroll,
+    Facts,
+    Forget,
+    KeyPlan,
+    MakeAttestationKey,
+    MakeKey,
+    MakeStorageKey,
+    Record,
+    Restore,
+    Step,
+    Tidy,
+    Wish,
+)
 from tpm_mtls_keygen.keys import FIRST_HANDLE, LAST_HANDLE
 
 if TYPE_CHECKING:
-    from collections.abc import Set as AbstractSet
-
-    from tpm_mtls.errors import TpmMtlsError
     from tpm_mtls.identity import IdentityRecord
     from tpm_mtls_keygen.first_boot_folder import Journal
 
 DEFAULT_ALGORITHM = KeyAlgorithm.ECC_P256
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What was asked for; none where the default, or what an interrupted run began with, will do.
-
-    Attributes:
-        place: persistent handle or TSS2 PEM file.
-        algorithm: as in `Journal`.
-        handle: persistent handle for the key.
-    """
-
-    place: KeyPlace | None = None
-    algorithm: KeyAlgorithm | None = None
-    handle: int | None = None
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is there.
-
-    Attributes:
-        folder: the identity folder's name, for messages.
-        record: ``identity.json``.
-        journal: ``first-boot.json``.
-        files: names of the files in the folder.
-        srk_name: Name of the storage root key in the TPM, hex; none when there is none, or nobody needed to look.
-        key_name: Name of what is where the record, else the journal, says the key is, hex; none when nothing is there.
-        handles: the TPM's occupied persistent handles.
-        ca_known: whether the CA has told its certificates in this run.
-        certificate_error: what is wrong with the certificate and trust files, seen with the key that is there; none
-            when they fit it. Means nothing while the key is missing.
-    """
-
-    folder: str
-    certificate_error: TpmMtlsError | None
-    record: IdentityRecord | None = None
-    journal: Journal | None = None
-    files: AbstractSet[str] = frozenset()
-    srk_name: str | None = None
-    key_name: str | None = None
-    handles: AbstractSet[int] = frozenset()
-    ca_known: bool = False
-
-
-@dataclass(frozen=True)
-class KeyPlan:
-    """The key to make.
-
-    Attributes:
-        algorithm: as in `Journal`.
-        handle: the free persistent handle it goes to; none for a TSS2 PEM file.
-    """
-
-    algorithm: KeyAlgorithm
-    handle: int | None
-
-
-@dataclass(frozen=True)
-class ContactCa:
-    """Ask the CA for its certificates: before anything is made, so that a wrong URL or trust anchor leaves no trace."""
-
-
-@dataclass(frozen=True)
-class MakeStorageKey:
-    """Make the storage root key."""
-
-
-@dataclass(frozen=True)
-class MakeKey:
-    """Make the device key of ``plan`` under the storage root key with the Name ``srk_name``."""
-
-    plan: KeyPlan
-    srk_name: str
-
-
-@dataclass(frozen=True)
-class Enroll:
-    """Ask the CA for a certificate for the journal's key, and store it."""
-
-    journal: Journal
-
-
-@dataclass(frozen=True)
-class Record:
-    """Write ``identity.json``."""
-
-    journal: Journal
-    srk_name: str
-
-
-@dataclass(frozen=True)
-class Tidy:
-    """Remove the journal."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """Nothing is left to do."""
-
-    record: IdentityRecord
-
-
-Step: TypeAlias = ContactCa | MakeStorageKey | MakeKey | Enroll | Record | Tidy | Done
 
 
 def next_step(facts: Facts, wish: Wish) -> Step:
@@ -150,7 +61,11 @@ def next_step(facts: Facts, wish: Wish) -> Step:
     if facts.record is not None:
         check_enrolled(facts, facts.record)
         _check_wish(wish, facts.record, facts)
-        return Done(facts.record) if facts.journal is None else Tidy()
+        if facts.journal is None:
+            return Done(facts.record)
+        return Copy(facts.record) if wish.copy and not facts.copied else Tidy()
+    if (step := _copy_step(facts, wish)) is not None:
+        return step
     begun = facts.journal if _key_is_there(facts) else None
     _check_same_tpm(facts, key_there=begun is not None)
     if begun is None:
@@ -160,11 +75,45 @@ def next_step(facts: Facts, wish: Wish) -> Step:
             return ContactCa()
         return MakeKey(plan, facts.srk_name) if facts.srk_name else MakeStorageKey()
     _check_wish(wish, begun, facts)
+    return _continue(facts, wish, begun)
+
+
+def _continue(facts: Facts, wish: Wish, begun: Journal) -> Step:
+    """The step after `MakeKey`."""
     if facts.certificate_error is None and facts.srk_name:
         return Record(begun, facts.srk_name)
     if not facts.ca_known:
         return ContactCa()
-    return Enroll(begun) if facts.srk_name else MakeStorageKey()
+    if not facts.srk_name:
+        return MakeStorageKey()
+    if wish.evidence and not facts.has_attestation_key:
+        return MakeAttestationKey()
+    return Enroll(begun)
+
+
+def _copy_step(facts: Facts, wish: Wish) -> Step | None:
+    """What becomes of a copy in the NV memory while there is no ``identity.json``; none if it does not matter.
+
+    Raises:
+        IdentityError, TpmMtlsError: it cannot be restored; ``facts.copy_error`` itself.
+        HandleOccupiedError: something else is where the copy goes.
+    """
+    if not wish.copy:
+        return None
+    if facts.copy is None:
+        if facts.copy_error is not None:
+            raise facts.copy_error
+        return None
+    if facts.journal is not None:  # an unfinished first boot goes on, unless it is of this very key
+        same = facts.copy_error is None and facts.copy.record.key_name == facts.journal.key_name
+        return Restore(facts.copy) if same else None
+    _check_unclaimed(facts)
+    if wish.anew:
+        return Forget(facts.copy)
+    if facts.copy_error is not None:
+        raise facts.copy_error
+    _check_wish(wish, facts.copy.record, facts)
+    return Restore(facts.copy)
 
 
 def plan_key(facts: Facts, wish: Wish) -> KeyPlan:
@@ -200,18 +149,32 @@ def check_enrolled(facts: Facts, record: IdentityRecord) -> None:
         IdentityError: 1 or 2 failed.
         TpmMtlsError: 3 failed; ``facts.certificate_error`` itself.
     """
-    same_srk = facts.srk_name == record.srk_name
     if facts.key_name != record.key_name:
         what = "something else is there" if facts.key_name else "nothing is there"
-        why = "" if same_srk else "; this is another TPM, or it was cleared"
-        raise IdentityError(f"the device key {record.key} of {record.device} is gone: {what}{why}", hint=_anew(facts))
-    if key_place(record.key) is KeyPlace.TSS2 and not same_srk:
+        why = _what_happened(facts, record)
         raise IdentityError(
-            f"the device key {record.key} of {record.device} belongs to another TPM, or this one was cleared",
+            f"the device key {record.key} of {record.device} is gone: {what}" + (f"; {why}" if why else ""),
+            hint=_anew(facts),
+        )
+    if key_place(record.key) is KeyPlace.TSS2 and facts.srk_name != record.srk_name:
+        raise IdentityError(
+            f"the device key {record.key} of {record.device} cannot be loaded: {_what_happened(facts, record)}",
             hint=_anew(facts),
         )
     if facts.certificate_error is not None:
         raise facts.certificate_error
+
+
+def _what_happened(facts: Facts, record: IdentityRecord) -> str:
+    """Why the key is not there: the endorsement key stays when a TPM is cleared, the storage root key does not."""
+    same_srk = facts.srk_name == record.srk_name
+    if facts.owner is not None and not same_srk:
+        return f"this is the disk of another device, the TPM belongs to {facts.owner}"
+    if facts.ek_sha256 is None or record.ek_sha256 is None:
+        return "" if same_srk else "this is another TPM, or it was cleared"
+    if facts.ek_sha256 != record.ek_sha256:
+        return "this is another TPM: it was replaced, or the disk is another device's"
+    return "" if same_srk else "the TPM was cleared"
 
 
 def _check_wish(wish: Wish, begun: IdentityRecord | Journal, facts: Facts) -> None:
@@ -229,7 +192,7 @@ def _check_wish(wish: Wish, begun: IdentityRecord | Journal, facts: Facts) -> No
 
 def _check_unclaimed(facts: Facts) -> None:
     """Without record and journal the folder may hold nothing that a first boot would overwrite."""
-    for name in (KEY, CERTIFICATE):
+    for name in (KEY, ATTESTATION_KEY, CERTIFICATE):
         if name in facts.files and facts.journal is None:
             raise IdentityError(
                 f"{facts.folder} holds a {name} but neither {RECORD} nor {JOURNAL}: whose it is cannot be told",
@@ -276,6 +239,6 @@ def _free_handle(facts: Facts) -> int:
 
 def _anew(facts: Facts) -> str:
     return (
-        "restore the right disk or TPM; or enroll anew with a new token in another --state-dir, "
-        f"or in {facts.folder} after emptying it"
+        "restore the right disk or TPM; or enroll anew in another --state-dir, "
+        f"or in {facts.folder} after emptying it (with --new-identity)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,28 +18,28 @@ from tpm_mtls_keygen.first_boot_folder import KeyPlace
 from tpm_mtls_keygen.service_manager import notify_status
 
 if TYPE_CHECKING:
-    from tpm_mtls_keygen.first_boot import Wish
+    from tpm_mtls_keygen.first_boot_steps import Wish
 
 
 @click.command(
     "first-boot",
-    epilog="Example: tpm-mtls keygen first-boot --ca https://ca.example:8443 --token-file sensor-17.token "
-    "--trust root.cert.pem",
+    epilog="Example: tpm-mtls keygen first-boot --ca https://ca.example:8443 --trust root.cert.pem",
 )
 @click.option("--ca", "ca_url", required=True, metavar="URL", help="The EST server, like https://ca.example:8443.")
 @click.option(
     "--token-file",
     type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    help="The bootstrap token (mode 0600), as tpm-mtls pki token create --out writes it.",
+    help="The bootstrap token (mode 0600), as tpm-mtls pki token create --out writes it.  "
+    "[default: none, the TPM vouches for the device]",
 )
+@click.option("--evidence", is_flag=True, help="Let the TPM vouch for the key besides the token, too.")
 @click.option(
     "--trust",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
     help="The CA's root certificate, given to the device out of band.",
 )
-@click.option("--device", metavar="NAME", help="The device's name, if the token file does not say it.")
+@click.option("--device", metavar="NAME", help="The device's name, if the token file does not say it; else a wish.")
 @click.option(
     "--key",
     "place",
@@ -55,6 +56,13 @@ if TYPE_CHECKING:
 @click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
 @click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one.")
 @click.option(
+    "--endorsement-auth", metavar="SOURCE", help="The endorsement hierarchy's authorization value, if it has one."
+)
+@click.option("--no-mirror", is_flag=True, help="Keep no copy of the identity in the TPM's NV memory, and seek none.")
+@click.option(
+    "--new-identity", is_flag=True, help="On an empty disk, give up the identity that the TPM remembers, and its key."
+)
+@click.option(
     "--wait",
     type=click.FloatRange(0, 7 * 86400),
     default=0.0,
@@ -67,7 +75,8 @@ if TYPE_CHECKING:
 def first_boot(  # noqa: PLR0913 - one parameter per option
     *,
     ca_url: str,
-    token_file: Path,
+    token_file: Path | None,
+    evidence: bool,
     trust: Path,
     device: str | None,
     place: str | None,
@@ -76,6 +85,9 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
     auth: str | None,
     owner_auth: str | None,
     srk_auth: str | None,
+    endorsement_auth: str | None,
+    no_mirror: bool,
+    new_identity: bool,
     wait: float,
     state_dir: Path,
     tcti: str | None,
@@ -83,11 +95,16 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
 ) -> None:
     """Give this device its identity: a key in the TPM, and a certificate for it from the CA.
 
+    Without a token the device needs no secret: its TPM proves to the CA that it is genuine and that the key lives in
+    it. The CA must know the TPM's maker, or this TPM by its EK hash (tpm-mtls keygen show --ek).
+
     Run it at every boot: on an enrolled device it checks that key and certificate are still there, and changes nothing.
     Interrupted anywhere, the next run finishes it. A lost or exchanged TPM is reported, never enrolled anew.
+    After the disk was wiped, the identity comes back from the TPM.
     """
-    wish = _wish(place, handle, algorithm)
-    from tpm_mtls_keygen.first_boot_run import Settings, World, run  # noqa: PLC0415 - imports tpm2-pytss
+    wish = replace(_wish(place, handle, algorithm), evidence=evidence, copy=not no_mirror, anew=new_identity)
+    from tpm_mtls_keygen.first_boot_run import run  # noqa: PLC0415 - imports tpm2-pytss
+    from tpm_mtls_keygen.first_boot_settings import Settings, World  # noqa: PLC0415 - the same
     from tpm_mtls_keygen.patience import Patience  # noqa: PLC0415 - the same
 
     settings = Settings(
@@ -101,6 +118,7 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
         tcti=tcti,
         owner_authorization=read_authorization(owner_auth),
         srk_authorization=read_authorization(srk_auth),
+        endorsement_authorization=read_authorization(endorsement_auth),
     )
     outcome = run(settings, World(patience=Patience(seconds=wait), tell=_tell))
     record = outcome.record
@@ -111,7 +129,7 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
 
 
 def _wish(place: str | None, handle: str | None, algorithm: str | None) -> Wish:
-    from tpm_mtls_keygen.first_boot import Wish  # noqa: PLC0415 - imports tpm2-pytss
+    from tpm_mtls_keygen.first_boot_steps import Wish  # noqa: PLC0415 - imports tpm2-pytss
 
     if handle is not None and place == KeyPlace.TSS2.value:
         raise UsageError("a key file has no handle", hint="leave out --handle, or use --key persistent")

@@ -13,7 +13,7 @@ import msgspec
 
 from tpm_mtls.errors import IdentityError, KeyReferenceError
 from tpm_mtls.files import PRIVATE_FILE, read_capped, remove_file, storage_errors, write_atomic
-from tpm_mtls.identity import CERTIFICATE, KEY, RECORD, TRUST
+from tpm_mtls.identity import ATTESTATION_KEY, CERTIFICATE, KEY, RECORD, TRUST
 from tpm_mtls.key_algorithm import KeyAlgorithm  # noqa: TC001 - msgspec reads the annotation at run time
 from tpm_mtls.key_reference import KeyFile, KeyReference, PersistentHandle, parse_key_reference
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 JOURNAL = "first-boot.json"
 JOURNAL_FORMAT = 1
 
+INSTALL = "install.json"
+
+_OWN = (JOURNAL, INSTALL, KEY, ATTESTATION_KEY, CERTIFICATE, TRUST, RECORD)
 # as `tpm_mtls.files.write_atomic` names them
-_LEFTOVER = re.compile(
-    r"\.(" + "|".join(re.escape(name) for name in (JOURNAL, KEY, CERTIFICATE, TRUST, RECORD)) + r")\.[0-9a-f]{8}\.tmp"
-)
+_LEFTOVER = re.compile(r"\.(" + "|".join(re.escape(name) for name in _OWN) + r")\.[0-9a-f]{8}\.tmp")
 _JOURNAL_LIMIT = 4 * 1024  # bytes; it has five short fields
 
 

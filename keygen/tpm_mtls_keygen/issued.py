@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from tpm_mtls.certificates import (
     Purpose,
+    certificate_spki,
     certificates_pem,
     check_chain,
     check_matches,
@@ -13,7 +18,7 @@ from tpm_mtls.certificates import (
     find_certificate,
     load_certificates,
 )
-from tpm_mtls.errors import CertificateMismatchError, IdentityError
+from tpm_mtls.errors import CertificateMismatchError, IdentityError, PemError
 from tpm_mtls.files import read_capped
 from tpm_mtls.identity import CERTIFICATE, TRUST
 
@@ -22,8 +27,6 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from cryptography import x509
-
 
 def check_issued(
     answer: Sequence[x509.Certificate],
@@ -31,7 +34,7 @@ def check_issued(
     anchors: Sequence[x509.Certificate],
     *,
     public_key: bytes,
-    device: str,
+    device: str | None,
     now: datetime,
 ) -> tuple[x509.Certificate, ...]:
     """Checks what an enrollment brought.
@@ -39,7 +42,7 @@ def check_issued(
     1. One certificate of ``answer`` is for ``public_key`` (DER SPKI).
     2. It is valid at ``now``, and its issuers too; it leads to one of ``anchors``, over certificates of ``answer`` and
        of ``ca`` (the CA's cacerts, which are not trusted for anything else); it is for TLS clients and no CA.
-    3. Its one alternative name is ``device``.
+    3. Its one dNSName is ``device``; any device's, where the CA alone says how the device is called.
 
     The caller vouches for ``anchors``. Not verified: revocation; a new certificate is on no list yet.
 
@@ -56,6 +59,43 @@ def check_issued(
     chain = check_chain(leaf, pool, anchors, now=now, purpose=Purpose.CLIENT)  # 2
     _check_device(leaf, device)  # 3
     return chain[:-1]
+
+
+def find_attestation_certificate(
+    answer: Sequence[x509.Certificate], issuers: Sequence[x509.Certificate], public_key: bytes
+) -> bytes | None:
+    """The certificate (DER) of the attestation key ``public_key`` (DER SPKI) in ``answer``; none if it has none.
+
+    Checked: one of ``issuers``, which the caller has verified, issued it. Not verified: what it says.
+
+    Raises:
+        CertificateMismatchError: somebody else issued it.
+    """
+    found = next((each for each in answer if certificate_spki(each) == public_key), None)
+    if found is None:
+        return None
+    for issuer in issuers:
+        try:
+            found.verify_directly_issued_by(issuer)
+        except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature):
+            continue
+        return found.public_bytes(Encoding.DER)
+    raise CertificateMismatchError(
+        "the attestation key's certificate was issued by another CA than the device's",
+        hint="the CA is not the one that was meant, or somebody changed its answer",
+    )
+
+
+def parse_certificate(der: bytes) -> x509.Certificate:
+    """The certificate in ``der``; nothing about it is verified.
+
+    Raises:
+        PemError: it is damaged.
+    """
+    try:
+        return x509.load_der_x509_certificate(der)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise PemError("a certificate is damaged", hint="restore it from a backup, or enroll anew") from error
 
 
 def check_stored(
@@ -81,18 +121,17 @@ def check_stored(
     trusted = load_stored(folder, TRUST)
     check_matches(leaf, public_key)  # 1
     check_chain(leaf, others, trusted, now=now, purpose=Purpose.CLIENT)  # 2
-    if device is not None:
-        _check_device(leaf, device)  # 3
+    _check_device(leaf, device)  # 3
     if anchors is not None and read_capped(folder / TRUST) != certificates_pem(anchors):  # 4
         raise IdentityError(f"{folder / TRUST} has other trust anchors", hint="name the same --trust file again")
 
 
-def _check_device(leaf: x509.Certificate, device: str) -> None:
+def _check_device(leaf: x509.Certificate, device: str | None) -> None:
     named = device_name(leaf)
-    if named != device:
+    if device is not None and named != device:
         raise CertificateMismatchError(
             f"the certificate is for the device {named}, not for {device}",
-            hint="the CA took another token, or is not the one that was meant",
+            hint="the CA took another token, calls this device otherwise, or is not the one that was meant",
         )
 
 

@@ -19,7 +19,9 @@ from tpm_mtls.errors import (
 )
 from tpm_mtls.identity import CERTIFICATE, KEY, IdentityRecord
 from tpm_mtls.key_algorithm import KeyAlgorithm
-from tpm_mtls_keygen.first_boot import (
+from tpm_mtls_keygen.first_boot import next_step
+from tpm_mtls_keygen.first_boot_folder import Journal, KeyPlace
+from tpm_mtls_keygen.first_boot_steps import (
     ContactCa,
     Done,
     Enroll,
@@ -31,9 +33,7 @@ from tpm_mtls_keygen.first_boot import (
     Step,
     Tidy,
     Wish,
-    next_step,
 )
-from tpm_mtls_keygen.first_boot_folder import Journal, KeyPlace
 from tpm_mtls_keygen.keys import FIRST_HANDLE, LAST_HANDLE
 
 EMPTY = Facts("/state", certificate_error=None)
@@ -213,7 +213,7 @@ def test_a_lost_persistent_key_is_told_and_never_replaced(facts: Facts, message:
 def test_a_key_file_on_another_tpm_is_told() -> None:
     facts = replace(EMPTY, record=record(KEY), key_name="k1", srk_name="s2")
 
-    with pytest.raises(IdentityError, match="belongs to another TPM, or this one was cleared"):
+    with pytest.raises(IdentityError, match="cannot be loaded: this is another TPM, or it was cleared"):
         next_step(facts, Wish())
 
     assert next_step(replace(facts, srk_name="s1"), Wish()) == Done(record(KEY))

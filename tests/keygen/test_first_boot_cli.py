@@ -142,6 +142,7 @@ def test_the_service_manager_hears_how_far_it_is(bench: Bench, tmp_path: Path, m
         "STATUS=making the TPM's storage root key",
         "STATUS=making the device key in the TPM: ecc-p256, handle:0x81000100",
         "STATUS=asking the CA for a certificate for sensor-17",
+        "STATUS=keeping a copy of the identity in the TPM's NV memory",
         "STATUS=enrolled as sensor-17",
     ]
 
@@ -240,7 +241,7 @@ def test_status_tells_what_is_wrong(bench: Bench, capsys: pytest.CaptureFixture[
     assert len(problems) == 3
     assert "ca.cert.pem holds no certificates" in problems[0]
     assert "device.key.pem can be read by other users" in problems[1]
-    assert "belongs to another TPM, or this one was cleared" in problems[2]
+    assert "cannot be loaded: this is another TPM, or it was cleared" in problems[2]
     assert run(bench.command(verb="status")) == 0
     assert capsys.readouterr().out.count("problem: ") == 2
 

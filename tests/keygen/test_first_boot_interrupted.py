@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 
     from support.tpm import SimulatedTpm
 
-OBSERVE = ["ReadPublic", "GetCapability"]  # the storage root key, the persistent handles
+OBSERVE = ["ReadPublic", "GetCapability", "GetCapability"]  # the storage root key, persistent handles, NV indices
 STORAGE_ROOT_KEY = ["CreatePrimary", "EvictControl", "FlushContext"]
 KEY = {
     "persistent": ["CreateLoaded", "EvictControl", "Sign", "FlushContext"],
     "tss2": ["CreateLoaded", "Sign", "FlushContext"],
 }
 RECORD = ["GetCapability", "ReadClock"]
+COPY = [
+    *("GetCapability", "GetCapability", "NV_DefineSpace"),  # what is there, and how large an index can be
+    *("NV_ReadPublic", "NV_Write", "NV_Write"),
+]
 
 
 @pytest.fixture
@@ -55,7 +59,7 @@ def test_the_commands_to_the_tpm_are_few(bench: Bench, form: str) -> None:
         assert subprocess.run(["tpm-mtls", *bench.command("--tcti", tap.tcti)], check=False).returncode == 0
         second = tap.commands.copy()
 
-    assert first == [*OBSERVE, *STORAGE_ROOT_KEY, *KEY[form], *RECORD]
+    assert first == [*OBSERVE, *STORAGE_ROOT_KEY, *KEY[form], *RECORD, *COPY]
     assert second == ["ReadPublic"]
 
 

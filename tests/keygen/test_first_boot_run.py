@@ -44,9 +44,9 @@ from tpm_mtls.errors import (
 from tpm_mtls.identity import load_identity
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.key_reference import PersistentHandle
-from tpm_mtls_keygen.first_boot import Wish
 from tpm_mtls_keygen.first_boot_folder import Journal, KeyPlace, save_journal
-from tpm_mtls_keygen.first_boot_run import World
+from tpm_mtls_keygen.first_boot_settings import World
+from tpm_mtls_keygen.first_boot_steps import Wish
 from tpm_mtls_keygen.patience import Patience
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def test_the_disk_of_another_device_is_told(bench: Bench, make_tpm: Callable[[],
     bench.run(wish=TSS2)
     other = make_tpm()
 
-    with pytest.raises(IdentityError, match="belongs to another TPM"):
+    with pytest.raises(IdentityError, match="cannot be loaded: this is another TPM"):
         bench.run(tcti=other.tcti)
 
     assert other.handles("persistent") == []

@@ -9,8 +9,9 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tpm_mtls_keygen.first_boot import Wish
-from tpm_mtls_keygen.first_boot_run import Outcome, Settings, World, run
+from tpm_mtls_keygen.first_boot_run import run
+from tpm_mtls_keygen.first_boot_settings import Outcome, Settings, World
+from tpm_mtls_keygen.first_boot_steps import Wish
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -95,14 +95,19 @@ class NvMemory:
             ours=attributes & ~_WRITTEN == _OURS,
         )
 
-    def read(self, index: int, *, limit: int) -> bytes:
+    def read(self, index: int, *, limit: int, about: NvIndex | None = None) -> bytes:
         """All of the written ``index``, but at most ``limit`` bytes (one command, and one for each 768 bytes).
+
+        Args:
+            index: which.
+            limit: bytes.
+            about: what `describe` said, which saves the first command.
 
         Raises:
             HandleNotFoundError: it is not defined.
             TpmRefusedError: it was never written, or may not be read without an authorization value or a policy.
         """
-        about = self.describe(index)
+        about = about or self.describe(index)
         if not about.attributes & _READABLE:
             raise TpmRefusedError(
                 f"NV {index:#010x} cannot be read: its attributes allow neither its own authorization nor the owner's",

@@ -1,0 +1,135 @@
+"""Changing an identity that consists of several files and a key in the TPM, as if in one step.
+
+What shall be there is written first, whole, to ``install.json``; then it is put in place, piece by piece, and at last
+``install.json`` goes. Whoever finds one finishes it, as often as it takes: each piece is what it was or what it shall
+be. Renewals, and identities that come back from the TPM's NV memory, are installed so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tpm_mtls.errors import HandleNotFoundError, HandleOccupiedError, IdentityError, PemError
+from tpm_mtls.files import PRIVATE_FILE, read_capped, remove_file, write_atomic
+from tpm_mtls.identity import CERTIFICATE, KEY, TRUST, IdentityRecord, save_record
+from tpm_mtls.key_reference import PersistentHandle, parse_key_reference
+from tpm_mtls.structures import Tss2Key, parse_tss2_pem
+from tpm_mtls_keygen.attestation_key import AttestationKey, save_attestation_key
+from tpm_mtls_keygen.first_boot_folder import INSTALL
+from tpm_mtls_keygen.nv_mirror import find_place, read_mirror, store_mirror
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tpm_mtls.tpm import Tpm
+
+FORMAT = 1
+
+_LIMIT = 128 * 1024  # bytes: certificates and trust anchors of 64 KiB at most, in base64
+
+
+class Installation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``install.json``: what the identity folder and the TPM shall hold. Byte strings are base64.
+
+    Attributes:
+        format: version of this structure.
+        record: ``identity.json``.
+        certificates: ``device.cert.pem``.
+        trust: ``ca.cert.pem``; none if it stays.
+        key: the key as a TSS2 PEM file, if there is a new one: for a persistent key what is loaded and made persistent.
+        replaces: Name (hex) of the key that a new persistent one takes the handle of.
+        attestation_key: ``attestation.key.json``; none if it stays.
+        mirror: whether the copy in the TPM's NV memory is to be written, too.
+    """
+
+    format: int = FORMAT
+    record: IdentityRecord
+    certificates: bytes
+    trust: bytes | None = None
+    key: bytes | None = None
+    replaces: str | None = None
+    attestation_key: AttestationKey | None = None
+    mirror: bool = True
+
+
+def load_installation(folder: Path) -> Installation | None:
+    """``install.json`` of ``folder``; none when no change was interrupted there.
+
+    Raises:
+        IdentityError: it is damaged or of a newer format.
+        StorageError, PemError: it cannot be read.
+    """
+    path = folder / INSTALL
+    if not path.exists():
+        return None
+    hint = "restore the folder from a backup, or enroll anew"
+    try:
+        found = msgspec.json.decode(read_capped(path, limit=_LIMIT), type=Installation)
+        if found.key is not None:
+            parse_tss2_pem(found.key, str(path))
+    except (msgspec.DecodeError, UnicodeDecodeError, PemError) as error:
+        raise IdentityError(f"{path} is damaged: {str(error).lower()}", hint=hint) from error
+    if found.format != FORMAT:
+        raise IdentityError(f"{path} has format {found.format}, expected {FORMAT}", hint=hint)
+    return found
+
+
+def begin(folder: Path, installation: Installation) -> None:
+    """Writes ``install.json``: from here on there is no way back.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    write_atomic(folder / INSTALL, msgspec.json.encode(installation) + b"\n", mode=PRIVATE_FILE)
+
+
+def complete(tpm: Tpm, folder: Path, installation: Installation) -> None:
+    """Puts all of ``installation`` in place, and removes ``install.json``; what is in place already stays as it is.
+
+    Raises:
+        HandleOccupiedError: somebody else's object is at the key's handle, or where the copy in the NV memory goes.
+        IdentityError: the key is gone from the TPM.
+        ForeignKeyError: the TPM was cleared meanwhile.
+        StorageError: a file cannot be written.
+    """
+    record = installation.record
+    reference = parse_key_reference(record.key)
+    if isinstance(reference, PersistentHandle):
+        _put_key(tpm, reference.handle, installation)
+    elif installation.key is not None:
+        write_atomic(folder / KEY, installation.key, mode=PRIVATE_FILE)
+    if installation.attestation_key is not None:
+        save_attestation_key(folder, installation.attestation_key)
+    if installation.trust is not None:
+        write_atomic(folder / TRUST, installation.trust)
+    write_atomic(folder / CERTIFICATE, installation.certificates)
+    save_record(folder, record)
+    if installation.mirror:
+        store_mirror(tpm, find_place(tpm, folder), read_mirror(folder, record))
+    remove_file(folder / INSTALL)
+
+
+def _put_key(tpm: Tpm, handle: int, installation: Installation) -> None:
+    try:
+        there = tpm.read_public(handle).public.name.hex()
+    except HandleNotFoundError:
+        there = None
+    wanted = installation.record.key_name
+    if there == wanted:
+        return
+    where = PersistentHandle(handle)
+    if there is not None and there != installation.replaces:
+        raise HandleOccupiedError(
+            f"something else is at {where}, where the device key belongs",
+            hint="see what it is: tpm-mtls keygen list; then move or remove it, and run the command again",
+            handle=handle,
+        )
+    if installation.key is None:
+        raise IdentityError(f"the device key {where} is gone from the TPM", hint="enroll anew, with --new-identity")
+    key: Tss2Key = parse_tss2_pem(installation.key)
+    with tpm.load(key.parent, key.public, key.private, None) as loaded:  # first, lest the old one goes for nothing
+        if there is not None:
+            tpm.remove_persistent(handle)
+        tpm.persist(loaded, handle)
