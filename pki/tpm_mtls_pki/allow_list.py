@@ -15,7 +15,7 @@ from tpm_mtls.errors import StateError, UsageError
 from tpm_mtls_pki import audit
 from tpm_mtls_pki.clock import from_seconds, seconds
 from tpm_mtls_pki.groups import DEFAULT, check_group_name
-from tpm_mtls_pki.schema import allow_list
+from tpm_mtls_pki.schema import allow_list, select_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +30,9 @@ COLUMNS: Final = ("ek_hash", "device", "group")
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _HASH_HINT = "SHA-256 of the endorsement key: openssl pkey -pubin -in ek.pem -outform DER | sha256sum"
+
+_BY_TPM = select_by(allow_list.c.ek_hash)
+_BY_DEVICE = select_by(allow_list.c.device)
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,13 @@ def add(connection: Connection, entries: Sequence[Entry], *, now: datetime) -> N
 
 def find(connection: Connection, ek_hash: str) -> Entry | None:
     """The entry of that endorsement key."""
-    row = connection.execute(allow_list.select().where(allow_list.c.ek_hash == ek_hash)).one_or_none()
+    row = connection.execute(_BY_TPM, {"wanted": ek_hash}).one_or_none()
     return _entry(row) if row else None
 
 
 def of_device(connection: Connection, device: str) -> Entry | None:
     """The entry that has that device's name."""
-    row = connection.execute(allow_list.select().where(allow_list.c.device == device)).one_or_none()
+    row = connection.execute(_BY_DEVICE, {"wanted": device}).one_or_none()
     return _entry(row) if row else None
 
 

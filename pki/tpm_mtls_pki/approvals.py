@@ -11,7 +11,7 @@ import sqlalchemy
 from tpm_mtls.errors import StateError, UsageError
 from tpm_mtls_pki import allow_list, audit, bindings
 from tpm_mtls_pki.clock import from_seconds, seconds
-from tpm_mtls_pki.schema import approvals
+from tpm_mtls_pki.schema import approvals, select_by
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 QUEUE_LIMIT: Final = 1000
 """TPMs that may wait at a time: more than anybody decides about by hand."""
+
+_BY_TPM = select_by(approvals.c.ek_hash)
+_DELETE = approvals.delete().where(approvals.c.ek_hash == sqlalchemy.bindparam("wanted"))
 
 
 class State(enum.Enum):
@@ -57,7 +60,7 @@ class Approval:
 
 def find(connection: Connection, ek_hash: str) -> Approval | None:
     """The TPM's place in the queue."""
-    row = connection.execute(approvals.select().where(approvals.c.ek_hash == ek_hash)).one_or_none()
+    row = connection.execute(_BY_TPM, {"wanted": ek_hash}).one_or_none()
     return _approval(row) if row else None
 
 
@@ -126,7 +129,7 @@ def deny(connection: Connection, number: int, *, now: datetime) -> None:
 
 def use_up(connection: Connection, ek_hash: str) -> None:
     """Takes the TPM out of the queue: it is bound now."""
-    connection.execute(approvals.delete().where(approvals.c.ek_hash == ek_hash))
+    connection.execute(_DELETE, {"wanted": ek_hash})
 
 
 def _get(connection: Connection, number: int) -> Approval:

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tpm_mtls.evidence_checks import Residency
-from tpm_mtls_pki.schema import attestations
+from tpm_mtls_pki.schema import attestations, select_by
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Row
-    from sqlalchemy.sql import ColumnElement
+    from sqlalchemy.sql import Select
+
+_BY_SERIAL = select_by(attestations.c.serial)
+_BY_KEY = select_by(attestations.c.key_digest)
+_FIXED = select_by(attestations.c.device, attestations.c.residency == Residency.FIXED.value).limit(1)
+_INSERT = attestations.insert()
 
 
 @dataclass(frozen=True)
@@ -41,28 +46,27 @@ class Attestation:
 def add(connection: Connection, attestation: Attestation) -> None:
     """Keeps what was proved; the certificate is in the store already."""
     values = vars(attestation) | {"residency": attestation.residency.value}
-    connection.execute(attestations.insert().values(**values))
+    connection.execute(_INSERT, values)
 
 
 def find(connection: Connection, serial: str) -> Attestation | None:
     """What was proved for the certificate with that serial number; none if it was issued without evidence."""
-    found = _select(connection, attestations.c.serial == serial)
+    found = _select(connection, _BY_SERIAL, serial)
     return found[0] if found else None
 
 
 def of_key(connection: Connection, key_digest: str) -> list[Attestation]:
     """What was ever proved about a key."""
-    return _select(connection, attestations.c.key_digest == key_digest)
+    return _select(connection, _BY_KEY, key_digest)
 
 
 def was_fixed(connection: Connection, device: str) -> bool:
     """Whether ``device`` ever had a key that was born in its TPM."""
-    fixed = attestations.c.residency == Residency.FIXED.value
-    return bool(_select(connection, (attestations.c.device == device) & fixed))
+    return bool(_select(connection, _FIXED, device))
 
 
-def _select(connection: Connection, condition: ColumnElement[bool]) -> list[Attestation]:
-    return [_attestation(row) for row in connection.execute(attestations.select().where(condition))]
+def _select(connection: Connection, query: Select[Any], wanted: str) -> list[Attestation]:
+    return [_attestation(row) for row in connection.execute(query, {"wanted": wanted})]
 
 
 def _attestation(row: Row[Any]) -> Attestation:

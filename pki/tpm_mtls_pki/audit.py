@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _BEGINNING = "0" * 64
 
+_LAST = sqlalchemy.select(audit.c.id, audit.c.digest).order_by(audit.c.id.desc()).limit(1)
+_INSERT = audit.insert()
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -45,22 +48,21 @@ class Entry:
 
 def append(connection: Connection, event: str, subject: str, detail: Mapping[str, Any], *, now: datetime) -> None:
     """Adds a row; ``connection`` is in a writing transaction. ``detail`` holds no secret."""
-    last = connection.execute(
-        sqlalchemy.select(audit.c.id, audit.c.digest).order_by(audit.c.id.desc()).limit(1)
-    ).one_or_none()
+    last = connection.execute(_LAST).one_or_none()
     number, previous = (last.id + 1, last.digest) if last else (1, _BEGINNING)
     text = msgspec.json.encode(detail, order="sorted").decode()
     at = seconds(now)
     connection.execute(
-        audit.insert().values(
-            id=number,
-            at=at,
-            event=event,
-            subject=subject,
-            detail=text,
-            previous=previous,
-            digest=_digest(previous, number, at, event, subject, text),
-        )
+        _INSERT,
+        {
+            "id": number,
+            "at": at,
+            "event": event,
+            "subject": subject,
+            "detail": text,
+            "previous": previous,
+            "digest": _digest(previous, number, at, event, subject, text),
+        },
     )
 
 

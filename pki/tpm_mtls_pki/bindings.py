@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy
-
 from tpm_mtls.errors import StateError
 from tpm_mtls_pki import audit
 from tpm_mtls_pki.clock import from_seconds, seconds
-from tpm_mtls_pki.schema import allow_list, approvals, bindings
+from tpm_mtls_pki.schema import allow_list, approvals, bindings, select_by
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy.engine import Connection, Row
-    from sqlalchemy.sql import ColumnElement
+    from sqlalchemy.sql import Select
+
+_OF_DEVICE = select_by(bindings.c.device, bindings.c.released_at.is_(None))
+_OF_TPM = select_by(bindings.c.ek_hash, bindings.c.released_at.is_(None))
+_EVER = select_by(bindings.c.device).limit(1)
+_INSERT = bindings.insert()
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,17 @@ class Binding:
 
 def of_device(connection: Connection, device: str) -> Binding | None:
     """The binding of ``device`` that stands."""
-    return _standing(connection, bindings.c.device == device)
+    return _standing(connection, _OF_DEVICE, device)
 
 
 def of_tpm(connection: Connection, ek_hash: str) -> Binding | None:
     """The binding of the TPM ``ek_hash`` that stands."""
-    return _standing(connection, bindings.c.ek_hash == ek_hash)
+    return _standing(connection, _OF_TPM, ek_hash)
 
 
 def was_bound(connection: Connection, device: str) -> bool:
     """Whether ``device`` was ever seen with a TPM; a release does not undo that."""
-    query = sqlalchemy.select(sqlalchemy.func.count()).where(bindings.c.device == device)
-    return connection.execute(query).scalar_one() > 0
+    return connection.execute(_EVER, {"wanted": device}).first() is not None
 
 
 def listing(connection: Connection) -> list[Binding]:
@@ -59,7 +61,7 @@ def listing(connection: Connection) -> list[Binding]:
 
 def bind(connection: Connection, device: str, ek_hash: str, *, now: datetime) -> None:
     """Binds the TPM to the device. The store refuses a second binding of either that stands."""
-    connection.execute(bindings.insert().values(device=device, ek_hash=ek_hash, bound_at=seconds(now)))
+    connection.execute(_INSERT, {"device": device, "ek_hash": ek_hash, "bound_at": seconds(now)})
     audit.append(connection, "device-bound", device, {"check": 8, "ek": ek_hash}, now=now)
 
 
@@ -86,8 +88,8 @@ def release(connection: Connection, device: str, *, now: datetime) -> Binding:
     return binding
 
 
-def _standing(connection: Connection, condition: ColumnElement[bool]) -> Binding | None:
-    row = connection.execute(bindings.select().where(condition, bindings.c.released_at.is_(None))).one_or_none()
+def _standing(connection: Connection, query: Select[Any], wanted: str) -> Binding | None:
+    row = connection.execute(query, {"wanted": wanted}).one_or_none()
     return _binding(row) if row else None
 
 

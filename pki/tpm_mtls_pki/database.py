@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import URL, Connection
 
+_LOCK = schema.store.select().with_for_update()
 _BUSY_TIMEOUT = 10.0  # seconds that a process waits for another one's transaction; each takes milliseconds
 
 
@@ -52,6 +54,7 @@ class Database:
         self._name = url.render_as_string(hide_password=True)
         self._engine = _engine(url, self._name)
         self._reader = self._engine.execution_options(tpm_mtls_reads=True)
+        self._line = threading.Lock()
 
     def close(self) -> None:
         """Closes all connections."""
@@ -99,8 +102,9 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that no other writer runs beside; all of it happens or, after an exception, nothing."""
-        with self._errors(), self._engine.begin() as connection:
-            connection.execute(schema.store.select().with_for_update())
+        # threads of one process wait here, and are woken; at the database they would look again after a while
+        with self._line, self._errors(), self._engine.begin() as connection:
+            connection.execute(_LOCK)
             yield connection
 
     @contextmanager

@@ -29,6 +29,8 @@ _SUBJECT_LENGTH: Final = 200
 _AUDIT_SUBJECT = 64  # characters, as the table has it
 _FINGERPRINT_DIGITS = 8  # the least by which one may name a certificate
 
+_ALL = ek_roots.select().order_by(ek_roots.c.added_at, ek_roots.c.fingerprint)
+
 
 @dataclass(frozen=True)
 class EkRoot:
@@ -86,8 +88,7 @@ def add(connection: Connection, certificates: Sequence[x509.Certificate], *, now
 
 def listing(connection: Connection) -> list[EkRoot]:
     """All of them, oldest first."""
-    order = (ek_roots.c.added_at, ek_roots.c.fingerprint)
-    return [_root(row) for row in connection.execute(ek_roots.select().order_by(*order))]
+    return [_root(row) for row in connection.execute(_ALL)]
 
 
 def remove(connection: Connection, fingerprint: str, *, now: datetime) -> EkRoot:

@@ -11,7 +11,7 @@ import msgspec
 
 from tpm_mtls.errors import UsageError
 from tpm_mtls_pki import audit
-from tpm_mtls_pki.schema import groups
+from tpm_mtls_pki.schema import groups, select_by
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -24,6 +24,8 @@ DEFAULT: Final = "default"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}")
 _POLICY_LENGTHS = (0, 32, 48, 64)  # bytes of a digest; none for no policy
 _POLICIES_LIMIT = 16
+
+_BY_NAME = select_by(groups.c.name)
 
 
 class ApprovalRule(enum.Enum):
@@ -70,7 +72,7 @@ class Group:
 
 def find(connection: Connection, name: str) -> Group:
     """The group called ``name``; one that nobody made has the usual rules."""
-    row = connection.execute(groups.select().where(groups.c.name == name)).one_or_none()
+    row = connection.execute(_BY_NAME, {"wanted": name}).one_or_none()
     return _group(row) if row else Group(name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy
 from cryptography import x509
@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tpm_mtls.errors import StateError, UsageError
 from tpm_mtls_pki import audit
 from tpm_mtls_pki.clock import from_seconds, seconds
-from tpm_mtls_pki.schema import certificates
+from tpm_mtls_pki.schema import certificates, select_by
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy.engine import Connection, Row
-    from sqlalchemy.sql import ColumnElement
+    from sqlalchemy.sql import ColumnElement, Select
 
 KEY_COMPROMISE: Final = "keyCompromise"
 SUPERSEDED: Final = "superseded"
@@ -32,6 +32,12 @@ REASONS: Final = {
     "privilegeWithdrawn": x509.ReasonFlags.privilege_withdrawn,
 }
 """Reasons for a revocation that lasts: RFC 5280, 5.3.1, without cACompromise and those for holds and deltas."""
+
+_ORDER = (certificates.c.issued_at, certificates.c.serial)
+_BY_SERIAL = select_by(certificates.c.serial)
+_BY_SUBJECT = select_by(certificates.c.subject).order_by(*_ORDER)
+_BY_KEY = select_by(certificates.c.key_digest).order_by(*_ORDER)
+_INSERT = certificates.insert()
 
 
 @dataclass(frozen=True)
@@ -108,35 +114,36 @@ def add(
     """Stores a new certificate and returns its serial number."""
     serial = serial_text(certificate)
     connection.execute(
-        certificates.insert().values(
-            serial=serial,
-            profile=profile,
-            subject=subject,
-            key_digest=key_digest,
-            not_before=seconds(certificate.not_valid_before_utc),
-            not_after=seconds(certificate.not_valid_after_utc),
-            issued_at=seconds(now),
-            grounds=grounds,
-            der=certificate.public_bytes(Encoding.DER),
-        )
+        _INSERT,
+        {
+            "serial": serial,
+            "profile": profile,
+            "subject": subject,
+            "key_digest": key_digest,
+            "not_before": seconds(certificate.not_valid_before_utc),
+            "not_after": seconds(certificate.not_valid_after_utc),
+            "issued_at": seconds(now),
+            "grounds": grounds,
+            "der": certificate.public_bytes(Encoding.DER),
+        },
     )
     return serial
 
 
 def find(connection: Connection, serial: str) -> Record | None:
     """The certificate with that serial number (in the store's form)."""
-    found = _select(connection, certificates.c.serial == serial)
+    found = _fetch(connection, _BY_SERIAL, serial)
     return found[0] if found else None
 
 
 def of_subject(connection: Connection, subject: str) -> list[Record]:
     """All certificates of a device or server, oldest first."""
-    return _select(connection, certificates.c.subject == subject)
+    return _fetch(connection, _BY_SUBJECT, subject)
 
 
 def of_key(connection: Connection, key_digest: str) -> list[Record]:
     """All certificates for a key, oldest first."""
-    return _select(connection, certificates.c.key_digest == key_digest)
+    return _fetch(connection, _BY_KEY, key_digest)
 
 
 def listing(connection: Connection) -> list[Record]:
@@ -176,8 +183,11 @@ def revoke(connection: Connection, record: Record, *, reason: str, now: datetime
 
 
 def _select(connection: Connection, condition: ColumnElement[bool]) -> list[Record]:
-    order = (certificates.c.issued_at, certificates.c.serial)
-    return [_record(row) for row in connection.execute(certificates.select().where(condition).order_by(*order))]
+    return [_record(row) for row in connection.execute(certificates.select().where(condition).order_by(*_ORDER))]
+
+
+def _fetch(connection: Connection, query: Select[Any], wanted: str) -> list[Record]:
+    return [_record(row) for row in connection.execute(query, {"wanted": wanted})]
 
 
 def _record(row: Row[tuple[object, ...]]) -> Record:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     DDL,
@@ -18,9 +18,13 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    bindparam,
     event,
     text,
 )
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql import ColumnElement, Select
 
 VERSION: Final = 2
 """Raised with every change of a table; a store of another version is refused, not guessed at."""
@@ -160,6 +164,15 @@ attestations: Final = Table(
     Column("endorsed_by", Text, nullable=False),
     Column("residency", String(8), nullable=False),
 )
+
+
+def select_by(column: Column[Any], *conditions: ColumnElement[bool]) -> Select[Any]:
+    """The rows whose ``column`` is the parameter ``wanted``, and that meet the conditions.
+
+    For statements that enrollments use: made once, because making one takes SQLAlchemy longer than the database needs
+    to answer it.
+    """
+    return column.table.select().where(column == bindparam("wanted"), *conditions)
 
 
 def _forbid(table: Table, name: str, what: str, message: str) -> None:

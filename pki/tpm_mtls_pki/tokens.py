@@ -12,7 +12,7 @@ import sqlalchemy
 from tpm_mtls.errors import StateError
 from tpm_mtls_pki import audit
 from tpm_mtls_pki.clock import from_seconds, seconds
-from tpm_mtls_pki.schema import tokens
+from tpm_mtls_pki.schema import select_by, tokens
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Row
 
 _TOKEN_BYTES = 32
+_BY_DIGEST = select_by(tokens.c.digest)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def digest(token: str) -> str:
 
 def find(connection: Connection, token: str) -> Token | None:
     """The token, whatever its state."""
-    row = connection.execute(tokens.select().where(tokens.c.digest == digest(token))).one_or_none()
+    row = connection.execute(_BY_DIGEST, {"wanted": digest(token)}).one_or_none()
     return _token(row) if row else None
 
 
