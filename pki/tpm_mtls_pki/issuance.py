@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hmac
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -15,6 +16,7 @@ from tpm_mtls_pki.csr import CheckedCsr, check_csr, key_digest
 from tpm_mtls_pki.policy import Again, Applicant, Permit, Reason, Refusal, Waiting
 from tpm_mtls_pki.profiles import Subject
 from tpm_mtls_pki.proof import Proof, prove
+from tpm_mtls_pki.refusal_budget import RefusalBudget
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -39,6 +41,11 @@ class Credentials:
     user: str | None
     password: str | None
     certificate: bytes | None
+
+    @property
+    def are_shown(self) -> bool:
+        """Whether there are any."""
+        return self.user is not None or self.certificate is not None
 
     def __repr__(self) -> str:
         """Without the password."""
@@ -73,11 +80,12 @@ class Issued:
 
 @dataclass(frozen=True)
 class Registrar:
-    """What issues: an opened CA, its issuing key, and a clock."""
+    """What issues: an opened CA, its issuing key, and a clock. Any thread may use it."""
 
     authority: Authority
     issuer: Issuer
     clock: Clock
+    refusals: RefusalBudget = field(default_factory=RefusalBudget, repr=False, compare=False)
 
     def enroll(
         self, credentials: Credentials, csr: bytes, *, renewal: bool, challenge: Challenge | None = None
@@ -102,8 +110,10 @@ class Registrar:
             CertificateExpiredError: the issuing CA's own certificate has ended.
             StorageError: the store does not answer; nothing was issued.
         """
-        with self.authority.database.reading() as connection:
-            claim = self._authorize(connection, credentials, renewal=renewal)  # 1
+        claim: Permit | Refusal | None = None
+        if renewal or credentials.are_shown:
+            with self.authority.database.reading() as connection:
+                claim = self._authorize(connection, credentials, renewal=renewal)  # 1
         if isinstance(claim, Refusal):
             return claim
         checked = check_csr(csr)  # 2
@@ -135,9 +145,9 @@ class Registrar:
 
     def _authorize(self, connection: Connection, credentials: Credentials, *, renewal: bool) -> Permit | Refusal | None:
         """What the credentials permit; none if there are none, and a first enrollment may be proved otherwise."""
-        given = credentials.certificate
-        if credentials.user is None and given is None and not renewal:
+        if not (renewal or credentials.are_shown):
             return None
+        given = credentials.certificate
         applicant = Applicant(
             user=credentials.user,
             token=tokens.find(connection, credentials.password) if credentials.password else None,
@@ -156,7 +166,12 @@ class Registrar:
         try:
             return prove(evidence, challenge, spki(csr.public_key), terms=terms, now=now)
         except EvidenceRefusedError as error:
+            left_out = self.refusals.spend()
+            if left_out is None:
+                return Refusal(Reason.EVIDENCE_REFUSED, claim.device if claim is not None else None, error.check)
             with database.writing() as connection:
+                if left_out:
+                    audit.append(connection, "refusals-left-out", "unknown", {"count": left_out}, now=now)
                 return registry.note_refusal(connection, error, challenge=challenge, claim=claim, now=now)
 
     def _admit(
@@ -244,11 +259,12 @@ class Registrar:
         return policy.judge_key_use(profile.name, name, key_digest=digest, known=known, ca_keys=self._ca_keys())
 
     def _ca_keys(self) -> frozenset[str]:
-        return _ca_key_digests(self.authority)
+        return _key_digests(self.authority.root, self.authority.issuing)
 
 
-def _ca_key_digests(authority: Authority) -> frozenset[str]:
-    keys = (certificate.public_key() for certificate in (authority.root, authority.issuing))
+@functools.lru_cache(maxsize=4)
+def _key_digests(*certificates: x509.Certificate) -> frozenset[str]:
+    keys = (certificate.public_key() for certificate in certificates)
     return frozenset(key_digest(key) for key in keys)  # type: ignore[arg-type]
 
 

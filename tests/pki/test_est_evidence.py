@@ -22,6 +22,7 @@ from tpm_mtls_pki import allow_list, approvals, audit, bindings, ek_roots, group
 from tpm_mtls_pki.allow_list import Entry
 from tpm_mtls_pki.clock import utc_now
 from tpm_mtls_pki.groups import ApprovalRule, Group, Naming
+from tpm_mtls_pki.refusal_budget import RefusalBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -539,6 +540,20 @@ def test_the_log_says_which_check(
     line = json.loads(caplog.messages[-1])
     assert (line["decision"], line["check"], line["reason"]) == ("refused", 7, "evidence-refused")
     assert last_audit(registrar).detail["why"].startswith("the evidence answers no open challenge")
+
+
+def test_refusals_do_not_fill_the_disk(registrar: Registrar, device: ReferenceDevice) -> None:
+    now = [0.0]
+    sparing = dataclasses.replace(registrar, refusals=RefusalBudget(lambda: now[0], burst=1))
+    with est_host(sparing) as host, Exchange(host.port, host.context(), device) as exchange:
+        for _ in range(4):
+            assert exchange.post(device.csr(device.certify(b"x" * 32))).status == 403
+        now[0] = 1
+        refused(registrar, exchange.post(device.csr(device.certify(b"x" * 32))), 7)
+    with registrar.authority.database.reading() as connection:
+        rows = list(audit.entries(connection))[-3:]
+    assert [row.event for row in rows] == ["evidence-refused", "refusals-left-out", "evidence-refused"]
+    assert rows[1].detail == {"count": 3}
 
 
 def test_an_attestation_key_of_another_device_is_refused(
