@@ -39,6 +39,16 @@ CERTIFICATES_LIMIT = 16
 CSR_LIMIT = 16 * 1024
 """Bytes of a CSR; with an RSA-4096 key and a dozen names it is 2 KiB."""
 
+UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What ``cryptography`` raises for a certificate that it cannot parse, or a part of one; the last three are no
+``ValueError``."""
+
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----\s+[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 _LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 
@@ -106,7 +116,7 @@ def parse_csr(data: bytes) -> x509.CertificateSigningRequest:
     is_pem = b"-----BEGIN" in data
     try:
         return x509.load_pem_x509_csr(data) if is_pem else x509.load_der_x509_csr(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise CsrRefusedError("that is no certificate request (PKCS #10)", hint=hint) from error
 
 
@@ -190,7 +200,7 @@ def check_chain(
     try:
         builder = builder.store(verification.Store(list(anchors)))
         found = builder.build_client_verifier().verify(leaf, list(intermediates))  # 3, 4
-    except (verification.VerificationError, ValueError, UnsupportedAlgorithm) as error:
+    except (verification.VerificationError, *UNREADABLE) as error:
         reason = str(error).partition(" (encountered")[0].rpartition(": ")[2]
         reason = "nothing there issued it" if "candidates exhausted" in reason else reason
         raise CredentialError(
@@ -272,16 +282,31 @@ def check_device_name(name: str) -> str:
     return name
 
 
+def read_extensions(certificate: x509.Certificate) -> x509.Extensions:
+    """The certificate's extensions, all of them parsed.
+
+    Raises:
+        CredentialError: one of them is malformed or stands there twice (RFC 5280, 4.2).
+    """
+    try:
+        return certificate.extensions
+    except UNREADABLE as error:
+        raise CredentialError(
+            "the certificate's extensions are malformed", hint="ask its CA for another one"
+        ) from error
+
+
 def device_name(certificate: x509.Certificate) -> str:
     """The device that ``certificate`` is for: its one dNSName in the subjectAltName. Nothing is verified.
 
     Raises:
-        CredentialError: it has another number of alternative names than one, another kind, or no lower-case host name.
+        CredentialError: it has another number of alternative names than one, another kind, or no lower-case host name;
+            or its extensions are malformed.
     """
     hint = "is that a device certificate of our CA? see: tpm-mtls pki show"
     try:
-        names = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    except (x509.ExtensionNotFound, ValueError) as error:
+        names = list(read_extensions(certificate).get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound as error:
         raise CredentialError("the certificate names no device", hint=hint) from error
     if len(names) != 1 or not isinstance(names[0], x509.DNSName) or not _NAME.fullmatch(names[0].value):
         raise CredentialError("the certificate names no single device", hint=hint)
@@ -291,5 +316,5 @@ def device_name(certificate: x509.Certificate) -> str:
 def _parse_block(block: bytes, name: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(block)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise PemError(f"{name} holds a damaged certificate", hint="copy the file again") from error

@@ -9,12 +9,12 @@ import base64
 import re
 from typing import TYPE_CHECKING
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509 import ObjectIdentifier
 from cryptography.x509.oid import SignatureAlgorithmOID
 
+from tpm_mtls.certificates import UNREADABLE
 from tpm_mtls.errors import PemError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def decode_certificates(body: bytes) -> tuple[x509.Certificate, ...]:
     der = decode_body(body)
     try:
         certificates = tuple(pkcs7.load_der_pkcs7_certificates(der))
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise PemError("the EST message holds no certificates in CMS form", hint=_NOT_EST) from error
     if not 1 <= len(certificates) <= CERTIFICATES_LIMIT:
         raise PemError(f"the EST message holds {len(certificates)} certificates", hint=_NOT_EST)

@@ -95,6 +95,12 @@ def test_an_answer_without_certificates_is_refused() -> None:
         est.decode_certificates(est.encode_body(empty))
 
 
+def test_an_answer_with_a_certificate_of_an_unknown_version_is_refused() -> None:
+    der = est.decode_body(est.encode_certificates(certificates(1)))
+    with pytest.raises(PemError, match="no certificates in CMS form"):
+        est.decode_certificates(est.encode_body(der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07", 1)))
+
+
 _GOOD = base64.b64decode(est.encode_certificates(certificates(2)))
 
 
