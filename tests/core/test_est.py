@@ -27,7 +27,8 @@ def certificates(count: int) -> list[x509.Certificate]:
 
 
 def openssl(*arguments: str, stdin: bytes) -> str:
-    return subprocess.run(["openssl", *arguments], input=stdin, capture_output=True, check=True).stdout.decode()
+    done = subprocess.run(["openssl", *arguments], input=stdin, capture_output=True, check=True)
+    return (done.stdout + done.stderr).decode()  # some answers move from one to the other between OpenSSL 3.0 and 3.5
 
 
 def test_a_body_is_one_line_of_base64_and_one_lf() -> None:
@@ -149,4 +150,5 @@ def test_openssl_reads_the_request() -> None:
 
     key = ec.generate_private_key(ec.SECP256R1())
     csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
-    assert openssl("req", "-inform", "DER", "-noout", "-verify", stdin=est.decode_body(est.encode_csr(csr))) == ""
+    request = est.decode_body(est.encode_csr(csr))
+    assert "verify OK" in openssl("req", "-inform", "DER", "-noout", "-verify", stdin=request)
