@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 
+from tpm_mtls.certificates import UNREADABLE
 from tpm_mtls_client.text import one_line
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def chain_facts(chain: list[bytes]) -> list[CertificateFacts]:
     for data in chain:
         try:
             facts.append(certificate_facts(x509.load_der_x509_certificate(data)))
-        except ValueError:
+        except UNREADABLE:
             continue
     return facts
 

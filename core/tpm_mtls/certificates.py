@@ -40,8 +40,15 @@ CERTIFICATES_LIMIT = 16
 CSR_LIMIT = 16 * 1024
 """Bytes of a CSR; with an RSA-4096 key and a dozen names it is 2 KiB."""
 
-UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
-"""What `cryptography` raises when it cannot read a certificate, a request or a key."""
+UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What ``cryptography`` raises for a certificate that it cannot parse, or a part of one; the last three are no
+``ValueError``."""
 
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----\s+[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 _LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
@@ -194,7 +201,7 @@ def check_chain(
     try:
         builder = builder.store(verification.Store(list(anchors)))
         found = builder.build_client_verifier().verify(leaf, list(intermediates))  # 3, 4
-    except (verification.VerificationError, ValueError, UnsupportedAlgorithm) as error:
+    except (verification.VerificationError, *UNREADABLE) as error:
         reason = str(error).partition(" (encountered")[0].rpartition(": ")[2]
         reason = "nothing there issued it" if "candidates exhausted" in reason else reason
         raise CredentialError(
@@ -276,18 +283,33 @@ def check_device_name(name: str) -> str:
     return name
 
 
+def read_extensions(certificate: x509.Certificate) -> x509.Extensions:
+    """The certificate's extensions, all of them parsed.
+
+    Raises:
+        CredentialError: one of them is malformed or stands there twice (RFC 5280, 4.2).
+    """
+    try:
+        return certificate.extensions
+    except UNREADABLE as error:
+        raise CredentialError(
+            "the certificate's extensions are malformed", hint="ask its CA for another one"
+        ) from error
+
+
 def device_name(certificate: x509.Certificate) -> str:
     """The device that ``certificate`` is for: its one dNSName in the subjectAltName. Nothing is verified.
 
     Beside it may stand the two names of its TPM (`device_identity.tpm_identity`), and nothing else.
 
     Raises:
-        CredentialError: it has another number of dNSNames than one, no lower-case host name, or names of other kinds.
+        CredentialError: it has another number of dNSNames than one, no lower-case host name, or names of other kinds;
+            or its extensions are malformed.
     """
     hint = "is that a device certificate of our CA? see: tpm-mtls pki show"
     try:
-        names = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    except (x509.ExtensionNotFound, ValueError) as error:
+        names = list(read_extensions(certificate).get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound as error:
         raise CredentialError("the certificate names no device", hint=hint) from error
     devices = [name.value for name in names if isinstance(name, x509.DNSName)]
     of_tpm = 0 if tpm_identity(names) is None else 2

@@ -9,7 +9,7 @@ import secrets
 import stat
 from typing import TYPE_CHECKING
 
-from tpm_mtls.errors import PemError, StorageError, StorageFullError
+from tpm_mtls.errors import PemError, StateError, StorageError, StorageFullError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,12 +74,14 @@ def read_capped(path: Path, *, limit: int = PEM_LIMIT) -> bytes:
     return data
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = PUBLIC_FILE) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = PUBLIC_FILE, replace: bool = True) -> None:
     """Writes ``path`` so that a crash at any instant leaves the old content or the new, and never another mode.
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder.
+    Temporary file in the same folder, fsync, rename, fsync of the folder. Without ``replace`` a hard link stands for
+    the rename: of two writers at the same instant one gets the error, and neither's file is lost.
 
     Raises:
+        StateError: not to be replaced, and something is at ``path``, be it a symbolic link to nowhere.
         StorageError: it cannot be written; the old content is still there and no temporary file is left.
     """
     with storage_errors(path, "write"):
@@ -91,11 +93,38 @@ def write_atomic(path: Path, data: bytes, *, mode: int = PUBLIC_FILE) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(descriptor)
-            temporary.replace(path)
+            if replace:
+                temporary.replace(path)
+            else:
+                _link_new(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def _link_new(temporary: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError as error:
+        raise _exists(path) from error
+    temporary.unlink()
+
+
+def refuse_existing(path: Path) -> None:
+    """Says early what `write_atomic` without ``replace`` would say; what appears after this is its affair.
+
+    Raises:
+        StateError: something is at ``path``, be it a symbolic link to nowhere.
+    """
+    if os.path.lexists(path):
+        raise _exists(path)
+
+
+def _exists(path: Path) -> StateError:
+    return StateError(
+        f"{path} exists already and is not overwritten", hint="name another file, or remove that one yourself"
+    )
 
 
 def remove_file(path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from tpm_mtls.errors import AuthorizationError, CredentialError, HandleOccupiedError, StateError, TpmMemoryError
-from tpm_mtls.files import PRIVATE_FILE, read_capped, write_atomic
+from tpm_mtls.files import PRIVATE_FILE, read_capped, refuse_existing, write_atomic
 from tpm_mtls.key_reference import (
     PERSISTENT_FIRST,
     PERSISTENT_LAST,
@@ -92,7 +92,7 @@ def create_key(tpm: Tpm, algorithm: KeyAlgorithm, form: KeyForm, *, authorizatio
         StorageError: the file cannot be written.
     """
     if isinstance(form, FileForm):
-        _refuse_existing(form.path)
+        refuse_existing(form.path)
     loaded = tpm.srk.create_key(algorithm, authorization=authorization)
     return TpmKey(_store(tpm, loaded, form, has_authorization=authorization is not None), loaded)
 
@@ -107,7 +107,7 @@ def import_key(tpm: Tpm, key: SoftwareKey, form: KeyForm, *, authorization: Secr
         as `create_key`.
     """
     if isinstance(form, FileForm):
-        _refuse_existing(form.path)
+        refuse_existing(form.path)
     loaded = tpm.srk.import_key(key.private, key.algorithm, authorization=authorization)
     return TpmKey(_store(tpm, loaded, form, has_authorization=authorization is not None), loaded)
 
@@ -200,18 +200,10 @@ def check_removable(tpm: Tpm, handle: int) -> PublicArea:
     return public
 
 
-def _refuse_existing(path: Path) -> None:
-    if path.exists() or path.is_symlink():
-        raise StateError(
-            f"{path} exists already and is not overwritten", hint="name another file, or remove that one yourself"
-        )
-
-
 def _store(tpm: Tpm, loaded: LoadedKey, form: KeyForm, *, has_authorization: bool) -> KeyReference:
     if isinstance(form, FileForm):
-        _refuse_existing(form.path)  # again: making an RSA key can take seconds
         key = Tss2Key(loaded.public, loaded.private, parent=SRK_HANDLE, empty_auth=not has_authorization)
-        write_atomic(form.path, key.to_pem(), mode=PRIVATE_FILE)
+        write_atomic(form.path, key.to_pem(), mode=PRIVATE_FILE, replace=False)
         return KeyFile(form.path)
     if form.handle is not None:
         tpm.persist(loaded, form.handle)

@@ -65,9 +65,9 @@ class EstServer:
         self._cacerts = est.encode_certificates([authority.issuing, authority.root])
         self._csrattrs = est.encode_csrattrs()
 
-    def application(self, *middlewares: Callable[..., Awaitable[web.StreamResponse]]) -> web.Application:
-        """The aiohttp application, with ``middlewares`` around everything else."""
-        application = web.Application(middlewares=[*middlewares, _errors], client_max_size=est.BODY_LIMIT)
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        application = web.Application(middlewares=[_errors], client_max_size=est.BODY_LIMIT)
         application.on_response_prepare.append(_hide_software)
         application.add_routes(
             [

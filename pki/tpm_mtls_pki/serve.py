@@ -12,21 +12,23 @@ import ssl
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
+import msgspec
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tpm_mtls.certificates import certificates_pem
-from tpm_mtls.errors import StateError, TpmMtlsError, UsageError
+from tpm_mtls.errors import StateError, TpmMtlsError
 from tpm_mtls.files import PRIVATE_FILE, storage_errors, write_atomic
 from tpm_mtls.identity import Identity
 from tpm_mtls.key_reference import KeyFile
 from tpm_mtls.tls import ClientCertificates, server_context
+from tpm_mtls.tls.listener import Listener, bind
+from tpm_mtls.tls.transport import TlsTimeouts
 from tpm_mtls_pki import crl
 from tpm_mtls_pki.authority import CHAIN, CRL
-from tpm_mtls_pki.connections import ConnectionWatch
 from tpm_mtls_pki.crl import ISSUING_LIFETIME
 from tpm_mtls_pki.csr import CheckedCsr
 from tpm_mtls_pki.est_server import BODY_TIMEOUT, EstServer
@@ -34,6 +36,7 @@ from tpm_mtls_pki.exchange import LIFETIME, ExchangeStore
 from tpm_mtls_pki.profiles import SERVER, Subject
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
     from datetime import datetime
     from pathlib import Path
@@ -45,9 +48,12 @@ if TYPE_CHECKING:
 SERVER_FILE: Final = "serve.pem"
 """The EST server's own key and chain, made at every start; mode 0600."""
 
+CONNECTIONS: Final = 256
+"""Connections at once: each takes one of the usual 1024 file descriptors and about 100 kB, and anybody may open one, as
+a device without a certificate must. More wait in the kernel's queue; an enrollment keeps its own for a second."""
+
 _LOOPBACK = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
 _LOCK = ".serve.lock"
-_SHUTDOWN_TIMEOUT = 1.0  # seconds for the peer's TLS close_notify
 
 _log = logging.getLogger(__name__)
 
@@ -62,11 +68,12 @@ class ServeOptions:
         name: the host name in the server's certificate.
         minimum_version: lowest TLS version that is spoken.
         handshake_timeout: seconds for a TLS handshake.
-        idle_timeout: seconds for a request's headers, for a pause between two requests, for reading an answer.
+        idle_timeout: seconds from a connection's start, or from an answer, to the end of the next request's headers.
         body_timeout: seconds for a request's body.
         nonce_lifetime: seconds for which a nonce may be used.
         drain_timeout: seconds for requests in progress when the server ends.
         maintenance_interval: seconds between two looks whether a CRL or the server's certificate is due.
+        connections: at once, of all clients together.
     """
 
     host: str = "127.0.0.1"
@@ -79,6 +86,7 @@ class ServeOptions:
     nonce_lifetime: float = LIFETIME
     drain_timeout: float = 10.0
     maintenance_interval: float = 2.0
+    connections: int = CONNECTIONS
 
 
 def serve(registrar: Registrar, options: ServeOptions, *, ready: Callable[[str], None]) -> None:
@@ -123,45 +131,34 @@ class Service:
         renew_at = self._issue_own()
         context = self._context()
         self._maintain_crl()
-        watch = ConnectionWatch(self._options.idle_timeout)
-        endpoints = EstServer(self._registrar, self._exchanges, body_timeout=self._options.body_timeout)
-        application = endpoints.application(watch.middleware())
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=self._options.drain_timeout)
-        await runner.setup()
-        server = cast("web.Server", runner.server)  # there is one after setup
-        try:
-            listener = await self._listen(server, context)
-        except BaseException:
-            await runner.cleanup()
-            raise
-        watcher = asyncio.create_task(watch.run(server))
-        try:
-            ready(self._url(listener))
-            await self._maintain(context, renew_at)
-        finally:
-            listener.close()
-            await runner.cleanup()
-            watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await watcher
-
-    async def _listen(self, server: web.Server, context: ssl.SSLContext) -> asyncio.Server:
-        host, port = self._options.host, self._options.port
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.create_server(
-                server,
-                host,
-                port,
-                ssl=context,
-                ssl_handshake_timeout=self._options.handshake_timeout,
-                ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT,
+        application = EstServer(self._registrar, self._exchanges, body_timeout=self._options.body_timeout).application()
+        with bind(self._options.host, self._options.port) as listening:
+            runner = web.AppRunner(
+                application,
+                access_log=None,
+                keepalive_timeout=self._options.idle_timeout,
+                shutdown_timeout=self._options.drain_timeout,
             )
-        except OSError as error:
-            raise UsageError(
-                f"cannot listen at {host} port {port}: {(error.strerror or str(error)).lower()}",
-                hint="does another program listen there? --listen 127.0.0.1:0 takes any free port",
-            ) from error
+            await runner.setup()
+            listener = self._listener(listening, cast("web.Server", runner.server), context)
+            listener.start()
+            try:
+                ready(self._url(listening))
+                await self._maintain(context, renew_at)
+            finally:
+                await listener.stop()
+                await runner.cleanup()
+                await listener.drain(self._options.drain_timeout)
+
+    def _listener(self, listening: socket.socket, server: web.Server, context: ssl.SSLContext) -> Listener:
+        return Listener(
+            listening,
+            server,
+            context=context,
+            connections=self._options.connections,
+            report=_report,
+            timeouts=TlsTimeouts(handshake=self._options.handshake_timeout),
+        )
 
     async def _maintain(self, context: IdentityContext, renew_at: datetime) -> None:
         """Until told to stop: renews the CRL and the server's own certificate when they are due."""
@@ -211,12 +208,17 @@ class Service:
             clock=self._registrar.clock,
         )
 
-    def _url(self, listener: asyncio.Server) -> str:
-        port = listener.sockets[0].getsockname()[1]
+    def _url(self, listening: socket.socket) -> str:
+        port = listening.getsockname()[1]
         host = self._options.host
         if host in {"127.0.0.1", "::1"}:  # these are in the certificate; of other addresses only the name is
             return f"https://{host if host[0] != ':' else f'[{host}]'}:{port}"
         return f"https://{self._options.name}:{port}"
+
+
+def _report(event: str, *, level: int = logging.INFO, **facts: Any) -> None:  # noqa: ANN401 - numbers or text
+    """One line, its facts as JSON: what came from outside cannot forge a line."""
+    _log.log(level, "%s %s", event, msgspec.json.encode(facts).decode())
 
 
 @contextmanager

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from tpm_mtls.certificates import device_name
+from tpm_mtls.certificates import UNREADABLE, device_name, read_extensions
 from tpm_mtls.errors import CertificateExpiredError, CertificateNotYetValidError, CredentialError
 
 if TYPE_CHECKING:
@@ -67,18 +66,12 @@ def identify(certificate: bytes) -> Peer:
         raise CredentialError(f"the certificate is larger than {CERTIFICATE_LIMIT} bytes", hint=_HINT)
     try:
         return _identify(x509.load_der_x509_certificate(certificate))
-    except (
-        ValueError,
-        UnsupportedAlgorithm,
-        x509.InvalidVersion,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-    ) as error:
+    except UNREADABLE as error:
         raise CredentialError("the certificate is malformed", hint=_HINT) from error
 
 
 def _identify(certificate: x509.Certificate) -> Peer:
-    extensions = certificate.extensions
+    extensions = read_extensions(certificate)
     constraints = _find(extensions, x509.BasicConstraints)
     if constraints is not None and constraints.ca:  # 2
         raise CredentialError("the certificate is a CA's", hint=_HINT)

@@ -12,10 +12,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from tpm_mtls.certificates import UNREADABLE
 from tpm_mtls.errors import CredentialError, PemError, StorageError
 from tpm_mtls.files import read_capped
 
@@ -121,7 +121,7 @@ def read_crls(data: bytes, authorities: Sequence[x509.Certificate]) -> Revocatio
     try:
         parsed = _parse(data)
         return RevocationLists(tuple(_check(crl, authorities) for crl in parsed))
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except UNREADABLE as error:
         raise PemError("the CRL is damaged", hint=_HINT) from error
 
 

@@ -16,9 +16,9 @@ from cryptography.exceptions import InvalidSignature
 from tpm_mtls.certificates import load_certificates
 from tpm_mtls.errors import TpmMtlsError, UsageError
 from tpm_mtls.tls import server_context
+from tpm_mtls.tls.listener import Listener, bind
 from tpm_mtls_server.backend import Backend
 from tpm_mtls_server.http import HttpServer
-from tpm_mtls_server.listener import Listener, bind
 from tpm_mtls_server.logs import log
 from tpm_mtls_server.revocation import CrlFile
 from tpm_mtls_server.telemetry import TelemetryStore
@@ -52,6 +52,7 @@ class Service:
         identity, limits = settings.identity, settings.limits
         reserve_descriptors(limits.connections)
         self._certificate = identity.certificate
+        self._drain = limits.drain
         self._context = server_context(
             identity,
             tcti=settings.tcti,
@@ -76,7 +77,15 @@ class Service:
                 ).handle,
                 idle=limits.idle,
             )
-            self._listener = Listener(self._socket, self._http, context=self._context, limits=limits)
+            self._listener = Listener(
+                self._socket,
+                self._http,
+                context=self._context,
+                connections=limits.connections,
+                report=log,
+                timeouts=limits.tls,
+                handshake_threads=limits.handshake_threads,
+            )
             opened.pop_all()
         self._reloading = asyncio.Lock()
         self.url = _url(settings.host, self._socket)
@@ -104,7 +113,9 @@ class Service:
     async def drain(self) -> None:
         """Stops in order: no new connections, idle ones closed, running requests finished, all within limits."""
         log("stopping")
-        await self._listener.drain()
+        await self._listener.stop()
+        self._http.end()
+        await self._listener.drain(self._drain)
         self._store.close()
         log("stopped")
 

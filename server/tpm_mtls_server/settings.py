@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tpm_mtls_server.tls_transport import TlsTimeouts
+from tpm_mtls.tls.listener import HANDSHAKE_THREADS
+from tpm_mtls.tls.transport import TlsTimeouts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +25,7 @@ class Limits:
 
     Attributes:
         connections: at once, of all clients together.
-        handshake_threads: handshakes at once; a TPM makes one signature at a time anyway.
+        handshake_threads: handshakes at once.
         body: seconds that a request's body may take.
         idle: seconds from a connection's start, or from an answer, to the end of the next request's head.
         drain: seconds that running requests get when the server stops.
@@ -32,7 +33,7 @@ class Limits:
     """
 
     connections: int = CONNECTIONS
-    handshake_threads: int = 4
+    handshake_threads: int = HANDSHAKE_THREADS
     body: float = 10
     idle: float = 15
     drain: float = 10

@@ -231,6 +231,34 @@ def test_any_other_set_of_names_names_no_device(names: list[x509.GeneralName]) -
         certificates.device_name(Signer("leaf", ISSUING, ca=False, names=names).certificate)
 
 
+SAN = x509.SubjectAlternativeName.oid
+DER = LEAF.certificate.public_bytes(Encoding.DER)
+UNREADABLE_EXTENSIONS = {
+    "malformed": Signer("leaf", ISSUING, ca=False, extra=(x509.UnrecognizedExtension(SAN, b"\x05\x00"), False)),
+    "x400Address": Signer(
+        "leaf", ISSUING, ca=False, extra=(x509.UnrecognizedExtension(SAN, b"\x30\x02\xa3\x00"), False)
+    ),
+    "twice": x509.load_der_x509_certificate(DER.replace(b"\x55\x1d\x25", b"\x55\x1d\x11")),  # extendedKeyUsage
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE_EXTENSIONS)
+def test_extensions_that_cannot_be_read_are_a_credential_error(kind: str) -> None:
+    found = UNREADABLE_EXTENSIONS[kind]
+    leaf = found if isinstance(found, x509.Certificate) else found.certificate
+    with pytest.raises(CredentialError, match="extensions are malformed"):
+        certificates.device_name(leaf)
+    with pytest.raises(CredentialError, match="trust anchor"):
+        check_chain(leaf, [ISSUING.certificate], [ROOT.certificate], now=NOW, purpose=Purpose.CLIENT)
+
+
+def test_a_certificate_of_an_unknown_version_is_damaged() -> None:
+    damaged = DER.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07", 1)
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(damaged) + b"-----END CERTIFICATE-----\n"
+    with pytest.raises(PemError, match="damaged certificate"):
+        certificates.parse_certificates(pem, name="f")
+
+
 @pytest.mark.parametrize("name", ["a", "sensor-17.example", "0.1", "a" * 63, "x" * 31 + "." + "y" * 32])
 def test_device_names_are_host_names(name: str) -> None:
     assert certificates.check_device_name(name) == name

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from support.processes import run_crippled
-from tpm_mtls.errors import PemError, StorageError, StorageFullError
-from tpm_mtls.files import check_private, make_folder, read_capped, remove_file, storage_errors, write_atomic
+from tpm_mtls.errors import PemError, StateError, StorageError, StorageFullError
+from tpm_mtls.files import (
+    check_private,
+    make_folder,
+    read_capped,
+    refuse_existing,
+    remove_file,
+    storage_errors,
+    write_atomic,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,6 +84,48 @@ def test_a_full_disk_leaves_the_old_content_and_no_temporary_file(tmp_path: Path
     assert run_crippled(code, str(path)) == "make room on that file system, then run the command again"
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_not_to_be_replaced_is_made_or_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"first", mode=0o600, replace=False)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(StateError, match=r"file exists already and is not overwritten") as caught:
+        write_atomic(path, b"second", replace=False)
+    assert caught.value.hint == "name another file, or remove that one yourself"
+    assert path.read_bytes() == b"first"
+    assert path.stat().st_nlink == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_to_nowhere_is_not_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StateError, match="exists already"):
+        refuse_existing(tmp_path / "link")
+    with pytest.raises(StateError, match="exists already"):
+        write_atomic(tmp_path / "link", b"x", replace=False)
+    assert list(tmp_path.iterdir()) == [tmp_path / "link"]
+    refuse_existing(tmp_path / "nowhere")
+
+
+def test_of_writers_at_the_same_instant_one_wins_and_the_others_are_told(tmp_path: Path) -> None:
+    writers = 4
+    together = threading.Barrier(writers)
+
+    def write(path: Path, name: bytes) -> bytes | None:
+        together.wait(10)
+        try:
+            write_atomic(path, name, replace=False)
+        except StateError:
+            return None
+        return name
+
+    with ThreadPoolExecutor(writers) as threads:
+        for attempt in range(20):
+            path = tmp_path / str(attempt)
+            outcomes = list(threads.map(write, [path] * writers, (b"%d" % number for number in range(writers))))
+            assert [name for name in outcomes if name is not None] == [path.read_bytes()]
+    assert len(list(tmp_path.iterdir())) == 20
 
 
 def test_a_path_through_a_file_says_so(tmp_path: Path) -> None:

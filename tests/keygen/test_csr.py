@@ -45,8 +45,9 @@ def test_openssl_verifies_the_request(opened: Tpm, tmp_path: Path, algorithm: Ke
         capture_output=True,
         check=True,
     )
-    assert b"verify OK" in done.stderr
-    assert b"subject=CN = sensor-17" in done.stdout
+    # OpenSSL 3.0 and 3.5 differ in where that goes, and in the spaces
+    assert b"verify OK" in done.stdout + done.stderr
+    assert b"subject=CN=sensor-17" in done.stdout.replace(b" ", b"")
     wanted = {KeyAlgorithm.ECC_P256: "ecdsa-with-SHA256", KeyAlgorithm.ECC_P384: "ecdsa-with-SHA384"}
     assert wanted.get(algorithm, "sha256WithRSAEncryption").encode() in done.stdout
     parsed = x509.load_der_x509_csr(request)

@@ -285,7 +285,7 @@ def test_a_server_that_hangs_up_or_says_nothing_in_the_handshake_is_unreachable(
         def hang_up() -> None:
             connection, _ = server.accept()
             with connection:
-                connection.recv(1000)  # the whole ClientHello: else the end would be a reset
+                connection.recv(65536)  # the whole ClientHello: else the end would be a reset
 
         caller = threading.Thread(target=hang_up)
         caller.start()

@@ -146,7 +146,7 @@ def test_the_request_carries_the_device_s_name_and_verifies(bench: Bench, tmp_pa
         check=True,
     )
     assert "verify OK" in said.stdout + said.stderr
-    assert f"CN = {DEVICE}" in said.stdout
+    assert f"CN={DEVICE}" in said.stdout.replace(" ", "")  # OpenSSL 3.0 writes spaces
 
 
 def test_a_key_with_an_authorization_value_needs_it(bench: Bench, tmp_path: Path) -> None:

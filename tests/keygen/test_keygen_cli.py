@@ -120,7 +120,7 @@ def test_csr_writes_a_request_that_openssl_verifies(keygen: Callable[..., str], 
     done = subprocess.run(
         ["openssl", "req", "-verify", "-noout", "-subject", "-in", "csr.pem"], capture_output=True, check=True
     )
-    assert done.stdout == b"subject=CN = sensor-17\n"
+    assert done.stdout.replace(b" ", b"").endswith(b"subject=CN=sensor-17\n")  # OpenSSL 3.5 says "verify OK" there, too
     assert json.loads(keygen("csr", "--key", key, "--out", "csr.pem", "--json")) == {"csr": "csr.pem", "key": key}
 
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.tpm import SimulatedTpm
+    from tpm_mtls.tpm import LoadedKey
 
 P256 = KeyAlgorithm.ECC_P256
 
@@ -131,6 +132,24 @@ def test_a_file_is_never_overwritten(tpm: SimulatedTpm, tmp_path: Path) -> None:
     with pytest.raises(StateError, match="exists already"):
         make(tpm, FileForm(dangling))
     assert tpm.handles("persistent") == []  # nothing was asked of the TPM
+
+
+def test_a_file_that_appears_while_the_key_is_made_is_not_overwritten(
+    tpm: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "device.key.pem"
+    with open_tpm(tpm.tcti) as opened:
+        create = opened.srk.create_key
+
+        def create_slowly(algorithm: KeyAlgorithm, *, authorization: Secret | None) -> LoadedKey:
+            path.write_text("precious")
+            return create(algorithm, authorization=authorization)
+
+        monkeypatch.setattr(opened.srk, "create_key", create_slowly)
+        with pytest.raises(StateError, match=r"device\.key\.pem exists already and is not overwritten"):
+            create_key(opened, P256, FileForm(path))
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "precious"
 
 
 def test_a_folder_that_cannot_be_written_leaves_nothing(tpm: SimulatedTpm, tmp_path: Path) -> None:

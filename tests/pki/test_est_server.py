@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -21,12 +23,13 @@ from support.authority import (
     make_token,
     new_key,
 )
+from support.device_ca import DeviceCa
 from tpm_mtls import est
 from tpm_mtls.certificates import Purpose, check_chain, check_matches, device_name, spki
 from tpm_mtls.errors import StateError, UsageError
 from tpm_mtls_pki import crl, records
 from tpm_mtls_pki.csr import CheckedCsr
-from tpm_mtls_pki.profiles import SERVER, Subject
+from tpm_mtls_pki.profiles import DEVICE, SERVER, Subject, build_leaf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
     from support.authority import EstHost, MovableClock
     from tpm_mtls_pki.issuance import Registrar
+    from tpm_mtls_pki.profiles import Issuer
 
 
 @pytest.fixture
@@ -217,8 +221,6 @@ def test_an_expired_certificate_renews_nothing(host: EstHost, registrar: Registr
 
 def test_a_certificate_that_the_store_does_not_know_renews_nothing(host: EstHost, registrar: Registrar) -> None:
     """Even if the issuing CA's key signed it."""
-    from tpm_mtls_pki.profiles import DEVICE, build_leaf
-
     key = new_key()
     subject = Subject.device("sensor-1")
     forged = build_leaf(DEVICE, subject, key.public_key(), registrar.issuer, now=registrar.clock())
@@ -228,8 +230,27 @@ def test_a_certificate_that_the_store_does_not_know_renews_nothing(host: EstHost
 def test_tls_refuses_what_is_no_client_certificate_of_ours(host: EstHost, registrar: Registrar) -> None:
     key = new_key()
     server = registrar.issue(SERVER, Subject("s.example", ("s.example",)), CheckedCsr(key.public_key())).certificate
-    with pytest.raises((ssl.SSLError, ConnectionError)):
+    with pytest.raises(ssl.SSLError, match="UNSUPPORTED_CERTIFICATE"):
         host.enroll(make_csr(key), renew=True, context=host.context(server, key))
+
+
+def test_a_client_whose_certificate_tls_refuses_learns_why(
+    host: EstHost, registrar: Registrar, template_issuer: Issuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="tpm_mtls_pki")
+    key, device = new_key(), Subject.device("sensor-1")
+    past = registrar.clock() - timedelta(days=200)
+    expired = build_leaf(DEVICE, device, key.public_key(), template_issuer, now=past)
+    with pytest.raises(ssl.SSLError, match="ALERT_CERTIFICATE_EXPIRED"):
+        host.enroll(make_csr(key), renew=True, context=host.context(expired, key))
+    stranger = DeviceCa(host.folder / "other", name="Other")
+    foreign = stranger.certify(key.public_key(), "sensor-1", names=[x509.DNSName("sensor-1")], usages=None)
+    with pytest.raises(ssl.SSLError, match="ALERT_UNKNOWN_CA"):
+        host.enroll(make_csr(key), renew=True, context=host.context(foreign, key))
+    lines = [line for line in caplog.messages if line.startswith("handshake refused ")]
+    assert [json.loads(line.removeprefix("handshake refused ")) for line in lines] == [
+        {"remote": "127.0.0.1", "reason": "CERTIFICATE_VERIFY_FAILED", "cause": None}
+    ] * 2
 
 
 @pytest.mark.parametrize(("of", "status"), [("ca", 400), ("other", 400), ("compromised", 400), ("own", 200)])
@@ -283,8 +304,13 @@ def test_whoever_dawdles_is_cut_off(registrar: Registrar) -> None:
     with est_host(registrar, **limits) as host:
         with socket.create_connection(("127.0.0.1", host.port), 10) as raw:
             assert raw.recv(1) == b""
-        with _connect(host) as headers, pytest.raises((ssl.SSLError, ConnectionError)):
+        with _connect(host) as headers:
+            begun = time.monotonic()
             _drip(headers)
+            assert headers.recv(1) == b""
+            assert time.monotonic() - begun < 5
+        with _connect(host) as silent:
+            assert silent.recv(1) == b""
         head = f"POST {est.SIMPLE_ENROLL} HTTP/1.1\r\nHost: x\r\nContent-Type: {est.CSR_TYPE}\r\nContent-Length: 9\r\n"
         with _connect(host) as body:
             body.sendall(head.encode() + b"\r\nAAAA")
@@ -293,10 +319,37 @@ def test_whoever_dawdles_is_cut_off(registrar: Registrar) -> None:
 
 
 def _drip(connection: ssl.SSLSocket) -> None:
+    """Sends headers that come to no end, but do come."""
     connection.sendall(b"GET / HTTP/1.1\r\nHost: ")
-    for _ in range(100):
+    for _ in range(8):
         connection.sendall(b"x")
         time.sleep(0.05)
+
+
+def test_one_more_connection_than_allowed_waits_for_a_place(
+    registrar: Registrar, caplog: pytest.LogCaptureFixture
+) -> None:
+    with est_host(registrar, connections=2) as host, ThreadPoolExecutor(1) as threads:
+        first, second = _connect(host), _connect(host)
+        with first, second:
+            third = threads.submit(host.request, "GET", est.CACERTS)
+            time.sleep(0.2)
+            assert not third.done()
+            first.close()
+            assert third.result(10)[0] == 200
+    assert 'connection limit reached {"connections":2}' in caplog.messages
+
+
+def test_the_end_does_not_wait_for_an_idle_connection(registrar: Registrar) -> None:
+    with contextlib.ExitStack() as opened:
+        with est_host(registrar) as host:
+            idle, shaking = _connect(host), socket.create_connection(("127.0.0.1", host.port), 10)
+            opened.enter_context(idle)
+            opened.enter_context(shaking)
+            assert host.request("GET", est.CACERTS)[0] == 200
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 5
+        assert idle.recv(1) == b""
 
 
 def _connect(host: EstHost) -> ssl.SSLSocket:
@@ -382,7 +435,7 @@ def _server_certificate(host: EstHost) -> bytes:
 def test_tls_1_2_is_spoken_on_request_only(host: EstHost) -> None:
     context = host.context()
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    with pytest.raises((ssl.SSLError, ConnectionError)):  # asyncio drops the alert that says why
+    with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
         host.request("GET", est.CACERTS, context=context)
 
 
@@ -402,7 +455,7 @@ def test_one_process_serves_a_ca(registrar: Registrar) -> None:
 def test_an_address_in_use_is_named(registrar: Registrar) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=f"cannot listen at 127.0.0.1 port {port}"), est_host(registrar, port=port):
+        with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1 port {port}"), est_host(registrar, port=port):
             pass
 
 

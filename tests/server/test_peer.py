@@ -78,6 +78,22 @@ def test_a_ca_certificate_is_refused(ca: DeviceCa) -> None:
         identify(ca.issuing.public_bytes(Encoding.DER))
 
 
+@pytest.mark.parametrize(
+    ("part", "wrong", "match"),
+    [
+        (b"\x55\x1d\x25", b"\x55\x1d\x11", "extensions are malformed"),  # subjectAltName twice
+        (b"\x82\x01\x61", b"\xa3\x01\x61", "extensions are malformed"),  # x400Address for dNSName
+        (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07", "is malformed"),  # version 8
+    ],
+    ids=["extension twice", "unknown kind of name", "version"],
+)
+def test_a_malformed_certificate_is_refused(ca: DeviceCa, part: bytes, wrong: bytes, match: str) -> None:
+    certificate = der(ca.device("a"))
+    assert identify(certificate).device == "a"
+    with pytest.raises(CredentialError, match=match):
+        identify(certificate.replace(part, wrong, 1))
+
+
 def test_an_oversized_certificate_is_refused(ca: DeviceCa) -> None:
     certificate = der(ca.device())
     with pytest.raises(CredentialError, match="larger than 16384 bytes"):

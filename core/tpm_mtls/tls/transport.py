@@ -1,4 +1,4 @@
-"""TLS for one accepted connection: between asyncio's TCP transport and an HTTP protocol.
+"""TLS for one accepted connection: between asyncio's TCP transport and an application's protocol.
 
 asyncio has this too, but with a TPM key it falls short in two ways (CPython 3.11 to 3.14): it makes the handshake's
 signature in the event loop, so that every other connection stands still for the TPM's 50 to 600 ms; and it drops the

@@ -1,4 +1,7 @@
-"""Accepts connections, at most so many at once, and ends them in order."""
+"""Accepts TLS connections for a server, at most so many at once, and ends them in order.
+
+For asyncio servers of any protocol. `tpm_mtls.tls` itself loads neither this nor asyncio: a client needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,27 @@ import logging
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tpm_mtls.errors import UsageError
-from tpm_mtls_server.logs import log
-from tpm_mtls_server.tls_transport import TlsProtocol
+from tpm_mtls.tls.transport import TlsProtocol, TlsTimeouts
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
-    from tpm_mtls_server.http import HttpServer
-    from tpm_mtls_server.settings import Limits
+HANDSHAKE_THREADS = 4
+"""Handshakes at once; a TPM makes one signature at a time anyway."""
 
 _BACKLOG = 128
 _ACCEPT_PAUSE = 1  # seconds without accepting when the system is out of resources, as asyncio's own server does
+
+
+class Report(Protocol):
+    """Logs an event with its facts; those that are none mean nothing."""
+
+    def __call__(self, event: str, *, level: int = ..., **facts: Any) -> None:  # noqa: ANN401 - numbers or text
+        """Logs ``event``; ``level`` is one of `logging`."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -43,54 +53,67 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Listener:
-    """Accepts TLS connections on ``listening`` for ``http``."""
+    """Accepts TLS connections on ``listening`` and gives each to a protocol of its own."""
 
     def __init__(
         self,
         listening: socket.socket,
-        http: HttpServer,
+        application: Callable[[], asyncio.Protocol],
         *,
         context: ssl.SSLContext,
-        limits: Limits,
+        connections: int,
+        report: Report,
+        timeouts: TlsTimeouts | None = None,
+        handshake_threads: int = HANDSHAKE_THREADS,
     ) -> None:
         """Prepares the listener, which accepts after `start`.
 
         Args:
-            listening: a listening socket; `drain` closes it.
-            http: makes each connection's HTTP protocol.
+            listening: a listening, non-blocking socket, as `bind` makes one; `stop` closes it.
+            application: makes the protocol of a connection, after its handshake.
             context: the server-side TLS context.
-            limits: what clients may take.
+            connections: how many at once; more wait in the kernel's queue until one ends.
+            report: told of refused handshakes, of a limit that is reached, and when accepting fails.
+            timeouts: how long a peer may take below the application's protocol.
+            handshake_threads: handshakes at once.
         """
         self._listening = listening
-        self._http = http
+        self._application = application
         self._context = context
-        self._limits = limits
-        self._free = asyncio.Semaphore(limits.connections)
+        self._limit = connections
+        self._report = report
+        self._timeouts = timeouts or TlsTimeouts()
+        self._free = asyncio.Semaphore(connections)
         self._connections: set[TlsProtocol] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._workers = ThreadPoolExecutor(limits.handshake_threads, thread_name_prefix="handshake")
+        self._workers = ThreadPoolExecutor(handshake_threads, thread_name_prefix="handshake")
         self._accepting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begins to accept."""
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
 
-    async def drain(self) -> None:
-        """Stops accepting, closes idle connections, lets running requests finish within `Limits.drain` seconds."""
+    async def stop(self) -> None:
+        """Stops accepting, and ends the connections that are still shaking hands. The others go on until `drain`."""
         if self._accepting is not None:
             self._accepting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._accepting
         self._listening.close()
-        self._http.end()
         for connection in tuple(self._connections):
             if not connection.open:
-                connection.abort()  # it is still shaking hands
-        await self._wait_for_end(self._limits.drain)
+                connection.abort()
+
+    async def drain(self, seconds: float) -> None:
+        """Gives the connections ``seconds`` to end, then cuts them. After `stop`; the listener is of no use any more.
+
+        That they end is the application's part: it knows which of them are idle.
+        """
+        await self._wait_for_end(seconds)
         for connection in tuple(self._connections):
             connection.abort()
-        await self._wait_for_end(self._limits.tls.close)
+        await self._wait_for_end(self._timeouts.close)
         self._workers.shutdown(wait=False, cancel_futures=True)
 
     async def _wait_for_end(self, seconds: float) -> None:
@@ -102,7 +125,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         while True:
             if self._free.locked():
-                log("connection limit reached", level=logging.WARNING, connections=self._limits.connections)
+                self._report("connection limit reached", level=logging.WARNING, connections=self._limit)
             await self._free.acquire()
             try:
                 connection, _ = await loop.sock_accept(self._listening)
@@ -111,17 +134,17 @@ class Listener:
                 self._free.release()  # the client was gone before we took it
             except OSError as error:
                 self._free.release()
-                log("cannot accept", level=logging.ERROR, error=error.strerror or str(error))
+                self._report("cannot accept", level=logging.ERROR, error=error.strerror or str(error))
                 await asyncio.sleep(_ACCEPT_PAUSE)
 
     def _protocol(self) -> TlsProtocol:
         protocol = TlsProtocol(
             partial(self._context.wrap_bio, server_side=True),
-            self._http,
+            self._application,
             workers=self._workers,
             refused=self._refused,
             closed=self._closed,
-            timeouts=self._limits.tls,
+            timeouts=self._timeouts,
         )
         self._connections.add(protocol)
         self._idle.clear()
@@ -134,7 +157,7 @@ class Listener:
         else:
             reason = error.reason or str(error)
             cause = str(error.__cause__) if error.__cause__ else None  # our own key did not sign; the context says why
-        log("handshake refused", remote=remote[0] if remote else None, reason=reason, cause=cause)
+        self._report("handshake refused", remote=remote[0] if remote else None, reason=reason, cause=cause)
 
     def _closed(self, connection: TlsProtocol) -> None:
         self._connections.discard(connection)
