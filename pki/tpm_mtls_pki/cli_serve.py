@@ -28,7 +28,8 @@ _PORTS = 65536
 def serve(ca_dir: Path, *, listen: str, name: str, tls12: bool, passphrase: str, as_json: bool) -> None:
     """Serve EST over HTTPS, until SIGTERM; prints the URL once it listens.
 
-    Devices enroll with a token and renew with their certificate. The CRL is kept fresh, in the folder's crl.pem and
+    Devices enroll with the evidence of their TPM (see: pki ek-roots, allow, group, approval) or with a token, and renew
+    with their certificate. The CRL is kept fresh, in the folder's crl.pem and
     under /crl/issuing.crl. One JSON line for each decision goes to stderr.
     """
     import ssl  # noqa: PLC0415 - `pki --help` stays quick

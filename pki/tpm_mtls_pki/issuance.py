@@ -177,7 +177,7 @@ class Registrar:
     def _admit(
         self, connection: Connection, claim: Permit | None, csr: CheckedCsr, proof: Proof | None
     ) -> Permit | Waiting | Refusal:
-        """Checks 8 and 9. A token that was used up is not needed by a device whose TPM is known."""
+        """Checks 8 and 9. A token that was used up is no claim any more, and a device whose TPM is known needs none."""
         now = self.clock()
         if proof is None:
             if claim is None:
@@ -190,12 +190,13 @@ class Registrar:
         binding = bindings.of_device(connection, permit.device)
         if binding is None:
             return permit
-        if permit.token is not None and permit.token.used_at is not None:
+        is_used = permit.token is not None and permit.token.used_at is not None
+        if is_used:
             permit = replace(permit, grounds=f"device {permit.device[:50]}", token=None)
-        if claim is None and policy.is_withdrawn(
-            records.of_subject(connection, permit.device), since=binding.bound_at - profiles.BACKDATE
-        ):
-            return Refusal(Reason.CERTIFICATE_REVOKED, permit.device)
+        if claim is None or is_used:
+            known = records.of_subject(connection, permit.device)
+            if policy.is_withdrawn(known, since=binding.bound_at - profiles.BACKDATE):
+                return self._refuse(connection, Refusal(Reason.CERTIFICATE_REVOKED, permit.device))
         return permit
 
     def _decide(self, connection: Connection, permit: Permit, csr: CheckedCsr, proof: Proof | None) -> Issued | Refusal:
@@ -209,18 +210,24 @@ class Registrar:
                 record.certificate, permit.device, permit.grounds, again=True, ignored=csr.foreign(permit.device)
             )
         if isinstance(decision, Refusal):
-            return decision
+            return self._refuse(connection, decision)
         if proof is not None and proof.ak is not None:
             reason = self._judge_key_use(connection, profiles.ATTESTATION, permit.device, key_digest(proof.ak))
             if reason is not None:
-                return Refusal(reason, permit.device)
+                return self._refuse(connection, Refusal(reason, permit.device))
         token = permit.token
         if token is not None and not tokens.claim(connection, token, key_digest=digest, now=now):
-            return Refusal(Reason.TOKEN_USED, permit.device)
+            return self._refuse(connection, Refusal(Reason.TOKEN_USED, permit.device))
         issued = self._issue(connection, permit, csr, proof)
         if token is not None:
             tokens.record(connection, token, records.serial_text(issued.certificate))
         return issued
+
+    def _refuse(self, connection: Connection, refusal: Refusal) -> Refusal:
+        """Writes the audit row for somebody who was known already."""
+        detail = {"reason": refusal.reason.value}
+        audit.append(connection, "enrollment-refused", refusal.device or "unknown", detail, now=self.clock())
+        return refusal
 
     def _issue(self, connection: Connection, permit: Permit, csr: CheckedCsr, proof: Proof | None) -> Issued:
         device, grounds, now = permit.device, permit.grounds, self.clock()

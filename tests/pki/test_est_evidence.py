@@ -61,6 +61,13 @@ def last_audit(registrar: Registrar) -> audit.Entry:
         return list(audit.entries(connection))[-1]
 
 
+def revoke(registrar: Registrar, certificate: x509.Certificate, reason: str) -> None:
+    with registrar.authority.database.writing() as connection:
+        record = records.find(connection, records.serial_text(certificate))
+        assert record is not None
+        records.revoke(connection, record, reason=reason, now=registrar.clock())
+
+
 def issued_count(registrar: Registrar) -> int:
     with registrar.authority.database.reading() as connection:
         return len([record for record in records.listing(connection) if record.profile != "server"])
@@ -236,12 +243,10 @@ def test_another_certificate_vouches_for_nothing(
     first = exchange.enroll()
     leaf, ak = first.certificate_of(device.key), first.certificate_of(device.ak)
     shown = {"of the TLS key": leaf.public_bytes(Encoding.DER), "EK's": device.ek_certificate, "garbage": b"\x30\x00"}
-    with registrar.authority.database.writing() as connection:
-        if fault == "revoked":
-            record = records.find(connection, records.serial_text(ak))
-            assert record is not None
-            records.revoke(connection, record, reason="superseded", now=clock())
-        if fault == "released":
+    if fault == "revoked":
+        revoke(registrar, ak, "superseded")
+    if fault == "released":
+        with registrar.authority.database.writing() as connection:
             bindings.release(connection, device_name(leaf), now=clock())
     if fault == "expired":
         clock.move(days=91)
@@ -364,24 +369,25 @@ def test_a_revoked_device_does_not_let_itself_in_again(
     """A superseded certificate is another matter; and a token lets it in again."""
     for reason, status in (("superseded", 200), ("privilegeWithdrawn", 401)):
         certificate = exchange.enroll().certificate_of(device.key)
-        with registrar.authority.database.writing() as connection:
-            record = records.find(connection, records.serial_text(certificate))
-            assert record is not None
-            records.revoke(connection, record, reason=reason, now=registrar.clock())
+        revoke(registrar, certificate, reason)
         assert exchange.enroll().status == status
+    last = last_audit(registrar)
+    assert (last.event, last.detail) == ("enrollment-refused", {"reason": "certificate-revoked"})
     name = device_name(certificate)
-    proof = device.certify(exchange.nonce().qualifying_data)
-    assert exchange.post(device.csr(proof), **basic(name, make_token(registrar, name))).status == 200
+    for _ in range(2):
+        token = basic(name, make_token(registrar, name))
+        proof = device.certify(exchange.nonce().qualifying_data)
+        certificate = exchange.post(device.csr(proof), **token).certificate_of(device.key)
+        revoke(registrar, certificate, "privilegeWithdrawn")
+        proof = device.certify(exchange.nonce().qualifying_data)
+        assert exchange.post(device.csr(proof), **token).status == 401, "a token lets it in once"
 
 
 def test_a_released_and_approved_device_is_let_in_again(
     registrar: Registrar, device: ReferenceDevice, exchange: Exchange, clock: MovableClock
 ) -> None:
     certificate = exchange.enroll().certificate_of(device.key)
-    with registrar.authority.database.writing() as connection:
-        record = records.find(connection, records.serial_text(certificate))
-        assert record is not None
-        records.revoke(connection, record, reason="privilegeWithdrawn", now=clock())
+    revoke(registrar, certificate, "privilegeWithdrawn")
     assert exchange.enroll().status == 401
     with registrar.authority.database.writing() as connection:
         bindings.release(connection, device_name(certificate), now=clock())
