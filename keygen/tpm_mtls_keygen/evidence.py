@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
-from tpm_mtls.certificates import certificate_spki
+from tpm_mtls.certificates import UNREADABLE, certificate_spki
 from tpm_mtls.errors import EvidenceError, EvidenceRefusedError
 from tpm_mtls.evidence import Evidence
 from tpm_mtls.evidence_checks import (
@@ -165,5 +164,5 @@ def _public_key(der: bytes) -> bytes:
         raise EvidenceError(f"the EK certificate has more than {CERTIFICATE_LIMIT} bytes", hint=hint)
     try:
         return certificate_spki(x509.load_der_x509_certificate(der))
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise EvidenceError("the EK certificate in the TPM is damaged", hint=hint) from error

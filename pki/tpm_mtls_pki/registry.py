@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 
-from tpm_mtls.certificates import certificate_spki
+from tpm_mtls.certificates import UNREADABLE, certificate_spki
 from tpm_mtls_pki import allow_list, approvals, attestations, audit, bindings, ek_roots, groups, records
 from tpm_mtls_pki.admission import BINDING, RENEWAL, DeviceFacts, TpmFacts, judge_device, judge_downgrade, name_device
 from tpm_mtls_pki.attestations import Attestation
@@ -197,7 +197,7 @@ def _find_voucher(connection: Connection, der: bytes, now: datetime) -> Voucher 
     """What the certificate says about an attestation key, if it is ours, valid, and of a binding that stands."""
     try:
         certificate = x509.load_der_x509_certificate(der)
-    except ValueError:
+    except UNREADABLE:
         return None
     record = records.find(connection, records.serial_text(certificate))
     if record is None or not hmac.compare_digest(record.der, der):

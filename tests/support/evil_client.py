@@ -1,8 +1,8 @@
 """The catalogue of attackers, each a client that does everything right but one thing, and the check that refuses it.
 
 None of them is weak: they have genuine TPMs, the EK certificates of others, stolen tokens and certificates, recordings
-of honest enrollments. What they do is in `support.evil_keys` and `support.evil_messages`; what they have in
-`support.evil_device`.
+of honest enrollments. What they do is in `support.evil_keys`, `evil_messages` and `evil_names`; what they
+have in `evil_device`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from support import evil_keys as keys
 from support import evil_messages as messages
+from support import evil_names as names
 from support.evil_device import NONCE_LIFETIME, Stage
 from support.reference_device import Answer
 
@@ -69,7 +70,7 @@ ATTACKS: Final = [
     ),
     *_refused(2, keys.endorsement_of_another_chip),
     *_refused(3, keys.unrestricted_attestation_key, keys.attestation_key_that_can_leave),
-    *_refused(4, messages.nonce_without_credential),
+    *_refused(4, messages.nonce_without_credential, messages.nonce_with_a_damaged_certificate),
     *_refused(
         5,
         keys.key_that_can_leave,
@@ -96,19 +97,20 @@ ATTACKS: Final = [
         messages.guessed_cookie,
         messages.guessed_secret,
         messages.nonce_without_its_secret,
-        messages.renewal_with_stale_evidence,
+        names.renewal_with_stale_evidence,
     ),
     Attack(messages.expired_nonce, 7, options={"nonce_lifetime": NONCE_LIFETIME}),
     *_refused(
         8,
-        messages.name_of_another_tpm_by_token,
-        messages.name_of_another_tpm_by_asking,
-        messages.second_name_for_a_tpm,
+        names.name_of_another_tpm_by_token,
+        names.name_of_another_tpm_by_asking,
+        names.second_name_for_a_tpm,
     ),
-    Attack(messages.downgrade_to_a_software_key, 8, UNAUTHORIZED),
-    *_refused(9, messages.renewal_by_another_tpm),
-    Attack(messages.renewal_with_a_software_key, 9, FORBIDDEN),
+    Attack(names.downgrade_to_a_software_key, 8, UNAUTHORIZED),
+    *_refused(9, names.renewal_by_another_tpm),
+    Attack(names.renewal_with_a_software_key, 9, FORBIDDEN),
     *_unreadable(
+        messages.credential_for_a_damaged_certificate,
         messages.altered_request,
         messages.request_signed_by_another_key,
         messages.evidence_twice,

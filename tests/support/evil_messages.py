@@ -1,28 +1,24 @@
-"""Attacks on the exchange: its nonce, the request that carries the evidence, and whose name it is."""
+"""Attacks on the exchange: its nonce, and the request that carries the evidence."""
 
 from __future__ import annotations
 
 import dataclasses
 import hmac
 import time
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from support import evidence
 from support import reference_device as wire
-from support.authority import make_csr
 from support.evil_device import NONCE_LIFETIME, nonce_of, software_csr
 from support.reference_device import Answer, Proof
-from tpm_mtls import est
-from tpm_mtls_pki.groups import Naming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from support.evil_device import EvilDevice, Stage
-    from support.reference_device import Exchange
 
 _ATTESTATION = "1.2.840.113549.1.9.16.2.59"
+_VERSION_3 = b"\xa0\x03\x02\x01\x02"
 
 
 # the nonce and the credential
@@ -98,6 +94,21 @@ def nonce_without_credential(stage: Stage) -> Answer:
     """The bare nonce, no credential asked for, and no certificate that speaks for the attestation key."""
     with stage.device() as device, stage.exchange(device) as exchange:
         return exchange.post(device.csr(device.certify(nonce_of(exchange.ask(None)))))
+
+
+def nonce_with_a_damaged_certificate(stage: Stage) -> Answer:
+    """The same, and the certificate that should speak for the attestation key says that it is of version 4."""
+    with stage.device() as device, stage.exchange(device) as exchange:
+        proof = device.certify(nonce_of(exchange.ask(None)))
+        wrong = device.ek_certificate.replace(_VERSION_3, b"\xa0\x03\x02\x01\x03", 1)
+        return exchange.post(device.csr(dataclasses.replace(proof, certificates=(wrong,))))
+
+
+def credential_for_a_damaged_certificate(stage: Stage) -> Answer:
+    """The EK certificate says that it is of version 4, which nobody can read."""
+    with stage.device() as device, stage.exchange(device) as exchange:
+        device.ek_certificate = device.ek_certificate.replace(_VERSION_3, b"\xa0\x03\x02\x01\x03", 1)
+        return exchange.ask(device.request())
 
 
 # the request
@@ -202,72 +213,6 @@ def oversized_evidence(stage: Stage) -> Answer:
 def huge_evidence(stage: Stage) -> Answer:
     """1 MB."""
     return _with_part(stage, attest=bytes(2**20))
-
-
-# whose name it is
-
-
-def name_of_another_tpm_by_token(stage: Stage) -> Answer:
-    """A genuine TPM, and a stolen token for the name of a device that has another one."""
-    stage.trust_other()
-    with stage.device() as victim, stage.device(other=True) as thief:
-        stage.bind("sensor-1", victim)
-        return stage.submit(thief, **stage.token("sensor-1"))
-
-
-def name_of_another_tpm_by_asking(stage: Stage) -> Answer:
-    """A genuine TPM whose request asks for the name of a device that has another one."""
-    stage.trust_other()
-    stage.rules(naming=Naming.ASKED)
-    with stage.device() as victim, stage.device(other=True) as thief:
-        stage.bind("sensor-1", victim)
-        with stage.exchange(thief) as exchange:
-            return exchange.enroll(name="sensor-1")
-
-
-def second_name_for_a_tpm(stage: Stage) -> Answer:
-    """A device that has a name takes another one with a stolen token."""
-    with stage.device() as device:
-        stage.bind("sensor-1", device)
-        return stage.submit(device, **stage.token("sensor-2"))
-
-
-def downgrade_to_a_software_key(stage: Stage) -> Answer:
-    """A good token for a device that was seen with a TPM, and a software key."""
-    with stage.device() as device:
-        stage.bind("sensor-1", device)
-        with stage.exchange(device) as exchange:
-            return exchange.post(make_csr(evidence.new_key()), **stage.token("sensor-1"))
-
-
-def renewal_with_a_software_key(stage: Stage) -> Answer:
-    """Without evidence, though the device was seen with a TPM."""
-    return _renewal(stage, lambda exchange, _: exchange.post(make_csr(evidence.new_key()), renew=True))
-
-
-def renewal_by_another_tpm(stage: Stage) -> Answer:
-    """With sound evidence of another genuine TPM: the key moved."""
-    return _renewal(stage, lambda exchange, _: exchange.enroll(renew=True), other=True)
-
-
-def renewal_with_stale_evidence(stage: Stage) -> Answer:
-    """With evidence that answers no nonce."""
-    return _renewal(stage, lambda exchange, device: exchange.post(device.csr(device.certify(bytes(32))), renew=True))
-
-
-def _renewal(stage: Stage, renew: Callable[[Exchange, EvilDevice], Answer], *, other: bool = False) -> Answer:
-    """Over TLS with a certificate for a software key that the attacker has; the device has had a TPM since."""
-    key = evidence.new_key()
-    status, _, body = stage.host.enroll(make_csr(key), stage.token("sensor-1"))
-    assert status == HTTPStatus.OK
-    (certificate,) = est.decode_certificates(body)
-    stage.honest += 1
-    stage.trust_other()
-    with stage.device() as victim:
-        stage.bind("sensor-1", victim)
-    context = stage.host.context(certificate, key)
-    with stage.device(other=other) as device, stage.exchange(device, context) as exchange:
-        return renew(exchange, device)
 
 
 def _recording(stage: Stage, device: EvilDevice) -> tuple[bytes, str]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
-from tpm_mtls.certificates import certificate_spki
+from tpm_mtls.certificates import UNREADABLE, certificate_spki
 from tpm_mtls.errors import EvidenceError
 from tpm_mtls.freshness import CERTIFICATE_LIMIT, CHAIN_LIMIT
 from tpm_mtls.structures import (
@@ -116,7 +115,7 @@ def parse_certificate(der: bytes) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
         _ = certificate.extensions, certificate.subject, certificate.issuer
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except UNREADABLE as error:
         raise EvidenceError("a certificate of the evidence is damaged", hint=_HINT) from error
     certificate_spki(certificate)
     return certificate
