@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-_FIRST_BOOT = ("first-boot", "status")
+_ENROLLMENT = ("first-boot", "renew", "status")
 
 _LOST = """\
 this key existed outside the TPM: whoever has a copy of it can still use it, and no CA can tell the copies apart
@@ -35,13 +35,14 @@ class _Keygen(click.Group):
     """Imports the enrollment commands only when they are named: they need an HTTP client."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_FIRST_BOOT])
+        return sorted([*super().list_commands(ctx), *_ENROLLMENT])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _FIRST_BOOT:
+        if cmd_name in _ENROLLMENT:
             from tpm_mtls_keygen import first_boot_cli  # noqa: PLC0415 - only enrollment needs it
 
-            return {"first-boot": first_boot_cli.first_boot, "status": first_boot_cli.status}[cmd_name]
+            commands = (first_boot_cli.first_boot, first_boot_cli.renew, first_boot_cli.status)
+            return dict(zip(_ENROLLMENT, commands, strict=True))[cmd_name]
         return super().get_command(ctx, cmd_name)
 
 
@@ -169,17 +170,34 @@ def csr(  # noqa: PLR0913 - one parameter per option
 
 
 @keygen.command(epilog="Example: tpm-mtls keygen show --key handle:0x81000100")
-@_key_option
+@click.option("--key", "reference", metavar="KEY", help="A TSS2 PEM file, or a handle like handle:0x81000100.")
+@click.option("--ek", is_flag=True, help="The endorsement key by which a CA knows this TPM: print its EK hash.")
+@click.option(
+    "--endorsement-auth", metavar="SOURCE", help="The endorsement hierarchy's authorization value, if it has one."
+)
 @tcti_option
 @json_option
-def show(*, reference: str, tcti: str | None, as_json: bool) -> None:
+def show(*, reference: str | None, ek: bool, endorsement_auth: str | None, tcti: str | None, as_json: bool) -> None:
     """Print what a key is: algorithm, parent, attributes, Name, public key.
 
-    A PEM file is read without a TPM: it tells what it says of itself.
+    A PEM file is read without a TPM: it tells what it says of itself. With --ek, what a CA's allow-list takes: the
+    SHA-256 of the endorsement key's public key (tpm-mtls pki allow add --ek-hash); --json says more.
     """
     from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
-    from tpm_mtls_keygen.describe import as_text, describe_file, describe_handle  # noqa: PLC0415 - the same
+    from tpm_mtls_keygen.describe import (  # noqa: PLC0415 - the same
+        as_text,
+        describe_endorsement,
+        describe_file,
+        describe_handle,
+    )
 
+    if ek is (reference is not None):
+        raise UsageError("say which key", hint="either --key KEY, or --ek")
+    if reference is None:
+        with open_tpm(tcti, endorsement_authorization=read_authorization(endorsement_auth)) as tpm:
+            endorsement = describe_endorsement(tpm)
+        answer(endorsement, str(endorsement["ek_hash"]), as_json=as_json)
+        return
     key = parse_key_reference(reference)
     if isinstance(key, KeyFile):
         found = describe_file(key.path)

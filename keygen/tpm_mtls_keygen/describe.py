@@ -11,6 +11,8 @@ from tpm_mtls.errors import HandleNotFoundError
 from tpm_mtls.key_reference import PersistentHandle
 from tpm_mtls.structures import Attribute, PublicArea, qualified_name
 from tpm_mtls.tpm import SRK_HANDLE
+from tpm_mtls_keygen.evidence import read_endorsement
+from tpm_mtls_keygen.issued import parse_certificate
 from tpm_mtls_keygen.keys import FIRST_HANDLE, LAST_HANDLE, read_key_file
 
 if TYPE_CHECKING:
@@ -97,6 +99,29 @@ def describe_handle(tpm: Tpm, handle: int) -> KeyDescription:
     except HandleNotFoundError:
         candidates = []
     return _describe_object(found, candidates)
+
+
+def describe_endorsement(tpm: Tpm) -> dict[str, Any]:
+    """The endorsement key by which a CA knows this TPM; nothing about it is verified.
+
+    ``ek_hash`` (SHA-256 of its public key, hex: what an allow-list takes), ``template`` (by its name in the TCG's
+    profile), ``algorithm``, ``public_key`` (PEM), and of its certificate, none where there is none: ``certificate``
+    (PEM), ``issuer`` and ``not_after``.
+
+    Raises:
+        EvidenceError: certificate or template in the TPM are damaged, or do not belong together.
+    """
+    found = read_endorsement(tpm)
+    certificate = parse_certificate(found.certificate) if found.certificate is not None else None
+    return {
+        "ek_hash": found.hash,
+        "template": found.template.value,
+        "algorithm": found.public.algorithm,
+        "public_key": _pem(found.public),
+        "certificate": certificate.public_bytes(Encoding.PEM).decode() if certificate else None,
+        "issuer": certificate.issuer.rfc4514_string() if certificate else None,
+        "not_after": certificate.not_valid_after_utc.isoformat() if certificate else None,
+    }
 
 
 def list_objects(tpm: Tpm) -> list[KeyDescription]:

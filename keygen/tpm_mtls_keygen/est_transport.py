@@ -28,7 +28,6 @@ from tpm_mtls.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from types import TracebackType
     from typing import Self
 
@@ -73,7 +72,7 @@ class Request:
     method: str
     path: str
     body: bytes | None
-    headers: Mapping[str, str]
+    headers: dict[str, str]
 
 
 @dataclass(frozen=True)

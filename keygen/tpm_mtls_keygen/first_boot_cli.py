@@ -1,4 +1,4 @@
-"""``tpm-mtls keygen first-boot`` and ``tpm-mtls keygen status``."""
+"""``tpm-mtls keygen first-boot``, ``tpm-mtls keygen renew`` and ``tpm-mtls keygen status``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ from tpm_mtls_keygen.service_manager import notify_status
 
 if TYPE_CHECKING:
     from tpm_mtls_keygen.first_boot_steps import Wish
+
+
+_wait_option = click.option(
+    "--wait",
+    type=click.FloatRange(0, 7 * 86400),
+    default=0.0,
+    metavar="SECONDS",
+    help="How long to keep trying when the CA cannot be reached, is busy or must be asked again.  [default: try once]",
+)
 
 
 @click.command(
@@ -62,13 +71,7 @@ if TYPE_CHECKING:
 @click.option(
     "--new-identity", is_flag=True, help="On an empty disk, give up the identity that the TPM remembers, and its key."
 )
-@click.option(
-    "--wait",
-    type=click.FloatRange(0, 7 * 86400),
-    default=0.0,
-    metavar="SECONDS",
-    help="How long to keep trying when the CA cannot be reached or is busy.  [default: try once]",
-)
+@_wait_option
 @state_dir_option
 @tcti_option
 @json_option
@@ -123,8 +126,15 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
     outcome = run(settings, World(patience=Patience(seconds=wait), tell=_tell))
     record = outcome.record
     verb = "enrolled" if outcome.changed else "already enrolled"
+    verb = "identity restored from the TPM: enrolled" if outcome.restored else verb
     notify_status(f"{verb} as {record.device}")
-    data = {"changed": outcome.changed, "device": record.device, "key": record.key, "state_dir": str(state_dir)}
+    data = {
+        "changed": outcome.changed,
+        "restored": outcome.restored,
+        "device": record.device,
+        "key": record.key,
+        "state_dir": str(state_dir),
+    }
     answer(data, f"{verb} as {record.device}", as_json=as_json)
 
 
@@ -144,6 +154,59 @@ def _wish(place: str | None, handle: str | None, algorithm: str | None) -> Wish:
 def _tell(text: str) -> None:
     progress(text)
     notify_status(text)
+
+
+@click.command("renew", epilog="Example: tpm-mtls keygen renew --if-due --wait 600")
+@click.option("--new-key", is_flag=True, help="Make a new key; it takes the place of the old one.")
+@click.option("--if-due", is_flag=True, help="Do nothing before two thirds of the certificate's life are over.")
+@auth_option("the key's authorization value, the new one's too")
+@click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
+@click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one.")
+@click.option(
+    "--endorsement-auth", metavar="SOURCE", help="The endorsement hierarchy's authorization value, if it has one."
+)
+@_wait_option
+@state_dir_option
+@tcti_option
+@json_option
+def renew(  # noqa: PLR0913 - one parameter per option
+    *,
+    new_key: bool,
+    if_due: bool,
+    auth: str | None,
+    owner_auth: str | None,
+    srk_auth: str | None,
+    endorsement_auth: str | None,
+    wait: float,
+    state_dir: Path,
+    tcti: str | None,
+    as_json: bool,
+) -> None:
+    """Get another certificate for this device, from the CA that issued the present one.
+
+    The device shows its present certificate and, if it enrolled so, the evidence of its TPM again. Interrupted
+    anywhere, the next run, or the next first-boot, finishes it.
+    """
+    from tpm_mtls_keygen import renew as renewal  # noqa: PLC0415 - imports tpm2-pytss
+    from tpm_mtls_keygen.first_boot_settings import World  # noqa: PLC0415 - the same
+    from tpm_mtls_keygen.patience import Patience  # noqa: PLC0415 - the same
+
+    settings = renewal.Settings(
+        folder=state_dir,
+        new_key=new_key,
+        only_if_due=if_due,
+        auth=auth,
+        tcti=tcti,
+        owner_authorization=read_authorization(owner_auth),
+        srk_authorization=read_authorization(srk_auth),
+        endorsement_authorization=read_authorization(endorsement_auth),
+    )
+    outcome = renewal.renew(settings, World(patience=Patience(seconds=wait), tell=_tell))
+    record = outcome.record
+    verb = "renewed" if outcome.changed else "nothing to renew yet"
+    notify_status(f"{verb}: {record.device}")
+    data = {"changed": outcome.changed, "device": record.device, "key": record.key, "state_dir": str(state_dir)}
+    answer(data, f"{verb}: {record.device}", as_json=as_json)
 
 
 @click.command("status", epilog="Example: tpm-mtls keygen status --json")

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     from tpm_mtls.errors import TpmMtlsError
     from tpm_mtls.tpm import Tpm
+    from tpm_mtls_keygen.evidence import Endorsement
     from tpm_mtls_keygen.first_boot_steps import KeyPlan, Step
 
 
@@ -86,6 +87,8 @@ class _FirstBoot:
         self.attempts = world.patience.start(waiting=self._waiting)
         self.ca: tuple[x509.Certificate, ...] = ()
         self.made: TpmKey | None = None
+        self.endorsement: Endorsement | None = None
+        self.restored = False
 
     @cached_property
     def token(self) -> BootstrapToken | None:
@@ -116,7 +119,7 @@ class _FirstBoot:
             while not isinstance(step := next_step(facts, self.wish), Done):
                 facts = self._take(step, tpm, facts)
                 changed = True
-        return Outcome(step.record, changed=changed)
+        return Outcome(step.record, changed=changed, restored=self.restored)
 
     def _open_tpm(self) -> AbstractContextManager[Tpm]:
         settings = self.settings
@@ -164,6 +167,7 @@ class _FirstBoot:
                 now = self.world.now()
                 chain = check_copy(tpm, mirror, srk_name=facts.srk_name, now=now, anchors=self.anchors)
                 restore(tpm, self.folder, mirror, chain=chain, anchors=self.anchors)
+                self.restored = True
                 return replace(self._observe(tpm), copied=True)
             case Forget(mirror):
                 self.world.tell(f"giving up the identity of {mirror.record.device} that the TPM remembers")
@@ -209,7 +213,7 @@ class _FirstBoot:
             self.world.tell("making the TPM's storage root key")
             return replace(facts, srk_name=tpm.srk.ensure().name.hex())
         self.world.tell("making the attestation key in the TPM")
-        endorsement = read_endorsement(tpm)
+        self.endorsement = endorsement = read_endorsement(tpm)
         if endorsement.certificate is None:
             self.world.tell(f"this TPM has no EK certificate; its EK hash is {endorsement.hash}")
         save_attestation_key(self.folder, make_attestation_key(tpm, endorsement))
@@ -225,7 +229,7 @@ class _FirstBoot:
             est=self.est,
             token=self.token,
             name=name,
-            proof=Proof.prepare(tpm, known) if known else None,
+            proof=Proof.prepare(tpm, known, self.endorsement) if known else None,
             load_key=lambda: self._take_key(tpm, journal),
             now=self.world.now,
         )

@@ -71,8 +71,10 @@ class Outcome:
 
     Attributes:
         record: the device's identity.
-        changed: false when it was enrolled already.
+        changed: false when everything was there already.
+        restored: whether the identity came back from the TPM's NV memory.
     """
 
     record: IdentityRecord
     changed: bool
+    restored: bool = False

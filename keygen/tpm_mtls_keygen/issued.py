@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tpm_mtls.certificates import (
+    UNREADABLE,
     Purpose,
     certificate_spki,
     certificates_pem,
@@ -77,7 +78,7 @@ def find_attestation_certificate(
     for issuer in issuers:
         try:
             found.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature):
+        except (*UNREADABLE, TypeError, InvalidSignature):
             continue
         return found.public_bytes(Encoding.DER)
     raise CertificateMismatchError(
@@ -94,7 +95,7 @@ def parse_certificate(der: bytes) -> x509.Certificate:
     """
     try:
         return x509.load_der_x509_certificate(der)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise PemError("a certificate is damaged", hint="restore it from a backup, or enroll anew") from error
 
 
@@ -124,6 +125,12 @@ def check_stored(
     _check_device(leaf, device)  # 3
     if anchors is not None and read_capped(folder / TRUST) != certificates_pem(anchors):  # 4
         raise IdentityError(f"{folder / TRUST} has other trust anchors", hint="name the same --trust file again")
+
+
+def due_at(certificate: x509.Certificate) -> datetime:
+    """When renewal is due: at two thirds of the certificate's life."""
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return start + (end - start) * 2 / 3
 
 
 def _check_device(leaf: x509.Certificate, device: str | None) -> None:

@@ -34,13 +34,13 @@ class Proof:
     attestation_key: AttestationKey
 
     @classmethod
-    def prepare(cls, tpm: Tpm, attestation_key: AttestationKey) -> Proof:
-        """With what the TPM says about the endorsement key of ``attestation_key``.
+    def prepare(cls, tpm: Tpm, attestation_key: AttestationKey, endorsement: Endorsement | None = None) -> Proof:
+        """With the endorsement key of ``attestation_key``: as the TPM describes it, unless that is known already.
 
         Raises:
             EvidenceError: as `read_endorsement`.
         """
-        return cls(read_endorsement(tpm, attestation_key.ek_template), attestation_key)
+        return cls(endorsement or read_endorsement(tpm, attestation_key.ek_template), attestation_key)
 
     @property
     def advice(self) -> str:
