@@ -1,6 +1,6 @@
 """Measurements, as counts and as ratios within one run: machines differ, these do not.
 
-./run bench [--runs N]
+./run bench [--runs N] [--devices N]
 
 Start-up times are medians of whole processes, taken in turns. TPM commands are read from libtss2's own capture on a
 simulated TPM; how long a simulated TPM takes says nothing about a chip, so only a software key is compared with it.
@@ -17,6 +17,8 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+
+from bench_enrollment import DEVICES, enrollments
 
 from tpm_mtls.trace import read_trace
 from tpm_mtls_simulator import Simulator
@@ -188,6 +190,7 @@ def main() -> None:
     """Runs all measurements."""
     parser = argparse.ArgumentParser(prog="./run bench", description="Measurements, as counts and as ratios.")
     parser.add_argument("--runs", type=int, default=15, help="runs of each start-up and each handshake")
+    parser.add_argument("--devices", type=int, default=DEVICES, help="how many devices enroll; 1000 take a minute")
     arguments = parser.parse_args()
     start_up_times(arguments.runs)
     with tempfile.TemporaryDirectory(prefix="tpm-mtls-bench-") as folder:
@@ -198,6 +201,7 @@ def main() -> None:
             bench.handshakes(arguments.runs)
         finally:
             simulator.stop()
+        enrollments(Path(folder), arguments.devices)
 
 
 if __name__ == "__main__":
