@@ -61,5 +61,5 @@ def _who_may(device: Path) -> str:
     """By the rules of tpm-udev, the group tss may open the resource manager only."""
     if re.fullmatch(r"tpm\d+", device.name):
         manager = device.with_name(device.name.replace("tpm", "tpmrm"))
-        return f"only root may; root and members of the group tss may use --tcti device:{manager}"
+        return f"run it as root or, as a member of the group tss, with --tcti device:{manager}"
     return "run it as root or as a member of the group tss"

@@ -53,7 +53,7 @@ def test_no_device_in_particular_is_the_resource_manager_as_in_libtss2(tcti: str
     ("name", "hint"),
     [
         ("tpmrm9", "run it as root or as a member of the group tss"),
-        ("tpm9", "only root may; root and members of the group tss may use --tcti device:{folder}/tpmrm9"),
+        ("tpm9", "run it as root or, as a member of the group tss, with --tcti device:{folder}/tpmrm9"),
     ],
 )
 def test_a_device_that_this_user_may_not_open_says_who_may(tmp_path: Path, name: str, hint: str) -> None:
