@@ -3,7 +3,7 @@
 ./run demo [--tcti device:/dev/tpmrm0] [--keep DIR]
 
 Without ``--tcti`` the device's TPM is a simulated one. Everything lies in one temporary folder, which is removed at the
-end; on a real TPM the key that was made is removed too.
+end; on a real TPM the key that was made is removed too, even if the story broke off.
 """
 
 from __future__ import annotations
@@ -50,19 +50,24 @@ class Demo:
         self._passphrase = f"file:{self._private_file('passphrase', secrets.token_urlsafe(24))}"
 
     def run(self) -> None:
-        """Tells the story from its beginning to its end."""
+        """Tells the story from its beginning to its end; a TPM that was given has its key removed whatever happens."""
         with self._services:
-            self._the_tpm()
-            ca = self._the_ca()
-            self._first_boot(ca, DEVICE, "device", "persistent")
-            backend = self._the_backend()
-            self._a_request(backend)
-            self._signed_in_the_tpm(backend)
-            self._a_copy_is_useless(ca, backend)
-            self._revoked(backend)
-            self._nothing_on_disk()
-        if self._given_tcti:
-            self._remove_key()
+            try:
+                self._tell()
+            finally:
+                if self._given_tcti:
+                    self._remove_key()
+
+    def _tell(self) -> None:
+        self._the_tpm()
+        ca = self._the_ca()
+        self._first_boot(ca, DEVICE, "device", "persistent")
+        backend = self._the_backend()
+        self._a_request(backend)
+        self._signed_in_the_tpm(backend)
+        self._a_copy_is_useless(ca, backend)
+        self._revoked(backend)
+        self._nothing_on_disk()
 
     def _the_tpm(self) -> None:
         if self._given_tcti:
@@ -192,7 +197,10 @@ class Demo:
         self.tell.proof("no file holds a private key")
 
     def _remove_key(self) -> None:
-        record = json.loads((self.folder / "device" / "identity.json").read_text())
+        identity = self.folder / "device" / "identity.json"
+        if not identity.exists():
+            return
+        record = json.loads(identity.read_text())
         self.tell.chapter("Afterwards", "The key that this story made is removed from the TPM again.")
         handle = record["key"].removeprefix("handle:")
         self._run("keygen", "remove", "--handle", handle, "--yes")

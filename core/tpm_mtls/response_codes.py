@@ -7,6 +7,7 @@ report these numbers, so this table is the one place that says what they mean.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from tpm_mtls.errors import (
@@ -204,14 +205,18 @@ def tpm_error(rc: int, *, doing: str, tcti: str) -> TpmMtlsError:
     layer = rc >> _LAYER_SHIFT
     if layer == _TCTI_LAYER or rc == _BROKEN_CONNECTION or (layer in _STACK and rc & 0xFFFF in _NO_TPM_ANSWER):
         return TpmUnavailableError(
-            f"no TPM answers at {tcti} (response code {rc:#x})",
-            hint="is it there, and does nobody else hold it? a simulator starts with: tpm-mtls simulator start --dir D",
-            tcti=tcti,
+            f"no TPM answers at {tcti} (response code {rc:#x})", hint=_why_silent(tcti), tcti=tcti
         )
     meaning = _meaning(rc)
     if meaning is None:
         return TpmRefusedError(f"cannot {doing}: {describe(rc)}", hint=_REFUSED, rc=rc)
     return meaning.error(f"cannot {doing}: {meaning.text} ({describe(rc)})", hint=meaning.hint, rc=rc)
+
+
+def _why_silent(tcti: str) -> str:
+    if re.fullmatch(r"(pcap:)?device:/dev/tpm\d+", tcti):
+        return f"does another program hold it? several at once may use --tcti {tcti.replace('/dev/tpm', '/dev/tpmrm')}"
+    return "is it there, and does nobody else hold it? a simulator starts with: tpm-mtls simulator start --dir D"
 
 
 def describe(rc: int) -> str:

@@ -12,6 +12,7 @@ DEFAULT_TCTI = "device:/dev/tpmrm0"
 """The kernel's resource manager: several programs at once; the provider's own default, /dev/tpm0, admits only one."""
 
 ENVIRONMENT = "TPM_MTLS_TCTI"
+_LIBTSS2_DEFAULT = ("device", "device:")  # libtss2 tries the resource manager first, too (tcti-device.c, default_conf)
 KNOWN = ("device", "swtpm", "mssim", "tabrmd", "cmd", "pcap", "libtpms")
 
 
@@ -28,6 +29,7 @@ def resolve_tcti(explicit: str | None, *, kernel: Path = Path("/sys/class/tpm"))
         TpmVersionError: it is a device that says it is a TPM 1.2.
     """
     tcti = explicit or os.environ.get(ENVIRONMENT) or DEFAULT_TCTI
+    tcti = DEFAULT_TCTI if tcti in _LIBTSS2_DEFAULT else tcti
     name, _, configuration = tcti.partition(":")
     if name not in KNOWN or re.search(r"[\x00-\x1f]", tcti):
         raise TctiInvalidError(
@@ -36,7 +38,7 @@ def resolve_tcti(explicit: str | None, *, kernel: Path = Path("/sys/class/tpm"))
             tcti=tcti,
         )
     if name == "device":
-        _check_device(Path(configuration or "/dev/tpm0"), tcti, kernel)
+        _check_device(Path(configuration), tcti, kernel)
     return tcti
 
 
@@ -52,6 +54,12 @@ def _check_device(device: Path, tcti: str, kernel: Path) -> None:
     if version.exists() and version.read_text().strip() == "1":
         raise TpmVersionError(f"{device} is a TPM 1.2", hint="a TPM 2.0 is needed; some firmware can switch", tcti=tcti)
     if not os.access(device, os.R_OK | os.W_OK):
-        raise TpmUnavailableError(
-            f"this user may not open {device}", hint="run it as root or as a member of the group tss", tcti=tcti
-        )
+        raise TpmUnavailableError(f"this user may not open {device}", hint=_who_may(device), tcti=tcti)
+
+
+def _who_may(device: Path) -> str:
+    """By the rules of tpm-udev, the group tss may open the resource manager only."""
+    if re.fullmatch(r"tpm\d+", device.name):
+        manager = device.with_name(device.name.replace("tpm", "tpmrm"))
+        return f"run it as root or, as a member of the group tss, with --tcti device:{manager}"
+    return "run it as root or as a member of the group tss"

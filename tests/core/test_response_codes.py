@@ -44,6 +44,13 @@ def test_a_code_becomes_its_error(rc: int, error: type[errors.TpmMtlsError], tex
     assert made.hint
 
 
+@pytest.mark.parametrize("prefix", ["", "pcap:"])
+def test_a_silent_device_that_admits_one_program_only_names_the_one_for_several(prefix: str) -> None:
+    hint = tpm_error(0xA000A, doing="do it", tcti=f"{prefix}device:/dev/tpm0").hint
+    assert f"another program hold it? several at once may use --tcti {prefix}device:/dev/tpmrm0" in hint
+    assert "tpm0" not in tpm_error(0xA000A, doing="do it", tcti=f"{prefix}device:/dev/tpmrm0").hint
+
+
 def test_the_code_stays_readable_for_programs() -> None:
     error = tpm_error(0x9A2, doing="sign", tcti="swtpm:port=1")
     assert isinstance(error, errors.AuthorizationError)

@@ -40,8 +40,24 @@ def test_a_device_file_that_is_there_is_taken(tmp_path: Path) -> None:
     assert resolve_tcti(f"device:{tmp_path}/tpm9") == f"device:{tmp_path}/tpm9"
 
 
-def test_a_device_that_this_user_may_not_open_says_who_may(tmp_path: Path) -> None:
-    device = tmp_path / "tpm9"
+@pytest.mark.parametrize("tcti", ["device", "device:"])
+def test_no_device_in_particular_is_the_resource_manager_as_in_libtss2(tcti: str) -> None:
+    try:
+        resolved = resolve_tcti(tcti)
+    except TpmUnavailableError as error:  # where no TPM is
+        resolved = error.tcti
+    assert resolved == DEFAULT_TCTI
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("tpmrm9", "run it as root or as a member of the group tss"),
+        ("tpm9", "run it as root or, as a member of the group tss, with --tcti device:{folder}/tpmrm9"),
+    ],
+)
+def test_a_device_that_this_user_may_not_open_says_who_may(tmp_path: Path, name: str, hint: str) -> None:
+    device = tmp_path / name
     device.touch()
     device.chmod(0)
     for parent in tmp_path.parents:
@@ -55,7 +71,7 @@ def test_a_device_that_this_user_may_not_open_says_who_may(tmp_path: Path) -> No
         "except TpmUnavailableError as error: sys.exit(str(error) + '; ' + error.hint)\n"
     )
     said = run_crippled(code, f"device:{device}")
-    assert said == f"this user may not open {device}; run it as root or as a member of the group tss"
+    assert said == f"this user may not open {device}; {hint.format(folder=tmp_path)}"
 
 
 def test_a_tpm_1_2_is_recognised_by_what_the_kernel_says(tmp_path: Path) -> None:

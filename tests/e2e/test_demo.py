@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from support.tpm import SimulatedTpm
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,3 +61,21 @@ def test_the_demo_stops_with_the_reason_when_a_step_fails(tmp_path: Path) -> Non
     assert "no TPM answers at swtpm:host=127.0.0.1,port=1" in done.stdout
     assert "tpm-mtls: error: the demo stopped: expected exit status 0, got 3" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_breaks_off_removes_its_key_from_the_given_tpm(tmp_path: Path, tpm: SimulatedTpm) -> None:
+    broken = tmp_path / "openssl"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "demo.py", "--tcti", tpm.tcti],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == 1
+    assert "removed 0x81000100" in done.stdout
+    assert "tpm-mtls: error: the demo stopped: expected exit status 0, got 1" in done.stderr
+    assert tpm.handles("persistent") == ["0x81000001"]
