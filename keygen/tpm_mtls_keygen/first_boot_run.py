@@ -108,7 +108,7 @@ class _FirstBoot:
         if facts.record is None:
             make_folder(self.folder)  # checks that it may be written to
             _ = self.anchors, self.est  # what is missing is told before the TPM is touched
-            remove_leftovers(self.folder)
+        remove_leftovers(self.folder)
         changed = False
         with self._open_tpm() as tpm:
             if (begun := load_installation(self.folder)) is not None:

@@ -102,6 +102,13 @@ class AttestedBench:
         with self.registrar.authority.database.writing() as connection:
             approvals.grant(connection, 1, device=device, now=self.registrar.clock())
 
+    def revoke(self) -> None:
+        """Revokes the certificate in use."""
+        with self.registrar.authority.database.writing() as connection:
+            record = records.find(connection, records.serial_text(self.leaf()))
+            assert record is not None
+            records.revoke(connection, record, reason="key-compromise", now=self.registrar.clock())
+
     def issued(self) -> list[str]:
         """The profiles of the certificates that the CA issued, sorted; without its own server's."""
         with self.registrar.authority.database.reading() as connection:

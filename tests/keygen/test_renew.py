@@ -1,0 +1,351 @@
+"""Renewal: another certificate on the same evidence, with or without a new key; the old identity until the new one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from support.attested import COPY, DEVICE, AttestedBench
+from support.authority import make_token
+from support.power_cut import DIES_AT_FILE_CHANGE, TpmTap
+from tpm_mtls.certificates import certificate_spki
+from tpm_mtls.cli import run
+from tpm_mtls.errors import (
+    AuthorizationError,
+    CertificateExpiredError,
+    IdentityError,
+    PeerUnreachableError,
+    RequestRefusedError,
+    StorageError,
+    TpmMtlsError,
+)
+from tpm_mtls.identity import load_identity
+from tpm_mtls.key_reference import KeyFile
+from tpm_mtls.structures import Attribute
+from tpm_mtls.tpm import open_tpm
+from tpm_mtls_keygen.attestation_key import load_attestation_key
+from tpm_mtls_keygen.device_request import Job, Result, perform
+from tpm_mtls_keygen.device_transport import DeviceTransport
+from tpm_mtls_keygen.est_transport import Request, Timeouts
+from tpm_mtls_keygen.est_url import EstUrl
+from tpm_mtls_keygen.first_boot_folder import INSTALL, Journal, KeyPlace, save_journal
+from tpm_mtls_keygen.first_boot_settings import World
+from tpm_mtls_keygen.first_boot_steps import Wish
+from tpm_mtls_keygen.issued import due_at
+from tpm_mtls_keygen.nv_mirror import find_place
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = Wish(place=KeyPlace.TSS2, copy=True)
+
+
+@pytest.fixture(params=[COPY, FILE], ids=["persistent", "file"])
+def enrolled(request: pytest.FixtureRequest, attested: AttestedBench) -> AttestedBench:
+    attested.run(wish=request.param)
+    return attested
+
+
+@pytest.fixture
+def persistent(attested: AttestedBench) -> AttestedBench:
+    attested.run()
+    return attested
+
+
+def mirrored_leaf(bench: AttestedBench) -> bytes:
+    with open_tpm(bench.tpm.tcti) as tpm:
+        mirror = find_place(tpm, bench.folder).mirror
+    assert mirror is not None
+    return mirror.certificates[0]
+
+
+def test_the_same_key_gets_another_certificate(enrolled: AttestedBench) -> None:
+    before = enrolled.leaf()
+
+    outcome = enrolled.renew()
+
+    assert outcome.changed
+    assert enrolled.leaf().serial_number != before.serial_number
+    assert certificate_spki(enrolled.leaf()) == certificate_spki(before)
+    assert enrolled.issued() == sorted(["attestation", "device"] * 2)
+    enrolled.assert_whole()
+
+
+def test_a_new_key_takes_the_place_of_the_old_one(enrolled: AttestedBench) -> None:
+    before, old = enrolled.leaf(), enrolled.record()
+
+    outcome = enrolled.renew(new_key=True)
+
+    assert certificate_spki(enrolled.leaf()) != certificate_spki(before)
+    assert enrolled.record() == old | {"key_name": outcome.record.key_name}
+    assert outcome.record.key_name != old["key_name"]
+    enrolled.assert_whole()
+
+
+def test_the_mirror_follows(enrolled: AttestedBench) -> None:
+    enrolled.renew(new_key=True)
+    leaf = enrolled.leaf()
+    enrolled.wipe()
+
+    assert enrolled.run().restored
+    assert enrolled.leaf() == leaf
+    enrolled.assert_whole()
+
+
+def test_without_a_mirror_none_is_made(attested: AttestedBench) -> None:
+    attested.run(wish=Wish())
+    attested.renew()
+    assert attested.tpm.handles("nv-index") == []
+
+
+def test_the_attestation_key_gets_another_certificate_too(persistent: AttestedBench) -> None:
+    before = load_attestation_key(persistent.folder)
+    persistent.renew()
+    after = load_attestation_key(persistent.folder)
+
+    assert before is not None
+    assert after is not None
+    assert (after.public, after.private) == (before.public, before.private)
+    assert after.certificate not in {None, before.certificate}
+
+
+def test_a_token_s_device_renews_without_evidence(attested: AttestedBench, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text(f"plain:{make_token(attested.registrar, 'plain')}\n")
+    token.chmod(0o600)
+    attested.run(token_file=token)
+
+    attested.renew()
+
+    assert attested.issued() == ["device", "device"]
+
+
+def test_a_key_with_an_authorization_value_needs_it_and_hands_it_on(attested: AttestedBench, tmp_path: Path) -> None:
+    secret = tmp_path / "auth"
+    secret.write_text("correct horse\n")
+    secret.chmod(0o600)
+    attested.run(auth=f"file:{secret}")
+
+    with pytest.raises(AuthorizationError):
+        attested.renew()
+    attested.renew(auth=f"file:{secret}", new_key=True)
+
+    with open_tpm(attested.tpm.tcti) as tpm:
+        assert Attribute.NODA not in tpm.read_public(0x81000100).public.attributes
+    attested.renew(auth=f"file:{secret}")
+    attested.assert_whole()
+
+
+def test_it_does_nothing_before_it_is_due(persistent: AttestedBench) -> None:
+    leaf = persistent.leaf()
+
+    assert not persistent.renew(only_if_due=True).changed
+    assert persistent.leaf() == leaf
+    due = due_at(leaf)
+    assert due - leaf.not_valid_before_utc == (leaf.not_valid_after_utc - leaf.not_valid_before_utc) * 2 / 3
+    assert persistent.renew(World(now=lambda: due - timedelta(seconds=1)), only_if_due=True).changed is False
+
+
+def test_an_expired_certificate_renews_nothing(persistent: AttestedBench) -> None:
+    end = persistent.leaf().not_valid_after_utc
+
+    with pytest.raises(CertificateExpiredError):
+        persistent.renew(World(now=lambda: end + timedelta(days=1)))
+
+
+def test_without_an_identity_there_is_nothing_to_renew(attested: AttestedBench) -> None:
+    with pytest.raises(IdentityError, match=r"there is no identity in .* to renew"):
+        attested.renew()
+    attested.folder.mkdir()
+    with pytest.raises(IdentityError, match=r"there is no identity in .* to renew"):
+        attested.renew()
+
+
+def test_an_unfinished_first_boot_is_finished_first(persistent: AttestedBench) -> None:
+    said = persistent.record()
+    journal = {name: said[name] for name in ("key", "algorithm", "key_name", "srk_name")}
+    save_journal(persistent.folder, Journal(**journal))
+
+    with pytest.raises(IdentityError, match=r"first boot in .* is not finished"):
+        persistent.renew()
+    persistent.run()
+    persistent.renew()
+
+
+def test_a_revoked_device_is_refused_and_keeps_what_it_has(persistent: AttestedBench) -> None:
+    persistent.revoke()
+    before = persistent.files()
+
+    with pytest.raises(RequestRefusedError, match="refused"):
+        persistent.renew()
+    assert persistent.files() == before
+
+
+def test_a_moved_key_is_told_before_anybody_is_asked(persistent: AttestedBench) -> None:
+    persistent.tpm.tool("tpm2_evictcontrol", "-C", "o", "-c", "0x81000100")
+
+    with pytest.raises(IdentityError, match="is gone"):
+        persistent.renew()
+
+
+def test_an_unreachable_ca_leaves_everything_as_it_is(attested: AttestedBench) -> None:
+    attested.run()
+    path = attested.folder / "identity.json"
+    path.write_text(path.read_text().replace(attested.host.url, "https://127.0.0.1:1"))
+    before = attested.files()
+
+    with pytest.raises(PeerUnreachableError):
+        attested.renew(new_key=True)
+    assert attested.files() == before
+    assert attested.tpm.handles("transient") == []
+
+
+def test_the_command_line(persistent: AttestedBench, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(persistent.command("renew", "--if-due")) == 0
+    assert capsys.readouterr().out == f"nothing to renew yet: {DEVICE}\n"
+    assert run(persistent.command("renew", "--new-key", "--json")) == 0
+    assert '"changed":true' in capsys.readouterr().out
+    assert run(persistent.command("status", "--verify")) == 0
+    assert "mirror in the tpm: current" in capsys.readouterr().out
+
+
+# -- killed anywhere --------------------------------------------------------------------------------------------------
+
+
+def finish(bench: AttestedBench) -> None:
+    """The next first boot, at the next boot, leaves one whole identity; and renewal goes on from there."""
+    bench.tpm.flush()
+    bench.run()
+    bench.assert_whole()
+    assert mirrored_leaf(bench) == bench.leaf().public_bytes(Encoding.DER)
+    bench.renew(new_key=True)
+    bench.assert_whole()
+
+
+@pytest.mark.parametrize("at", range(7))
+def test_killed_before_any_change_of_a_file_it_is_the_old_or_the_new_one(enrolled: AttestedBench, at: int) -> None:
+    """install.json, the key (if it is a file), attestation key, certificate, identity, install.json's removal."""
+    command = [sys.executable, "-c", DIES_AT_FILE_CHANGE, str(enrolled.folder), str(at)]
+    subprocess.run([*command, *enrolled.command("renew", "--new-key")], check=False, capture_output=True, timeout=60)
+    finish(enrolled)
+
+
+INSTALLATION = [
+    *("ReadPublic", "Load", "EvictControl", "EvictControl", "FlushContext"),  # the new key for the old one
+    *("GetCapability", "NV_ReadPublic", "NV_Read", "NV_Read", "NV_Read"),  # the mirror as it was
+    *("GetCapability", "NV_ReadPublic", "NV_ReadPublic", "NV_Write", "NV_Write", "NV_Write"),
+]
+
+
+def start_renewal(bench: AttestedBench, tap: TpmTap) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tpm_mtls", *bench.command("renew", "--new-key", "--tcti", tap.tcti)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def test_the_new_key_takes_over_with_few_commands(persistent: AttestedBench) -> None:
+    with TpmTap(persistent.tpm.tcti) as tap:
+        assert start_renewal(persistent, tap).wait(60) == 0
+        assert tap.commands[-len(INSTALLATION) :] == INSTALLATION
+
+
+@pytest.mark.parametrize("left", range(len(INSTALLATION)))
+def test_killed_at_any_tpm_command_of_the_installation(persistent: AttestedBench, left: int) -> None:
+    """Where nobody can go back any more, the next first boot goes on; ``left`` commands before the end."""
+    with TpmTap(persistent.tpm.tcti) as tap:
+        assert start_renewal(persistent, tap).wait(60) == 0
+        total = len(tap.commands)
+    with TpmTap(persistent.tpm.tcti) as tap:
+        process = start_renewal(persistent, tap)
+        tap.kill(process, at=total - left, answered=bool(left % 2))
+        process.wait(60)
+
+    assert (persistent.folder / INSTALL).exists()
+    persistent.tpm.flush()
+    persistent.run()
+    persistent.assert_whole()
+    assert mirrored_leaf(persistent) == persistent.leaf().public_bytes(Encoding.DER)
+
+
+# -- the child that speaks to the CA ----------------------------------------------------------------------------------
+
+
+def test_the_child_loads_no_pytss_and_the_parent_no_provider() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", "import sys, tpm_mtls_keygen.device_request; print('tpm2_pytss' in sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert said.stdout == "False\n"
+
+
+def test_the_child_s_errors_are_the_parent_s(persistent: AttestedBench, tmp_path: Path) -> None:
+    identity = load_identity(persistent.folder)
+    request = Request("GET", "/cacerts", None, {})
+    url = EstUrl.parse(persistent.host.url)
+
+    answer = DeviceTransport(url, identity, persistent.tpm.tcti).send(request)
+    assert answer.status == 200
+    with pytest.raises(PeerUnreachableError) as refusal:
+        DeviceTransport(EstUrl.parse("https://127.0.0.1:1"), identity, persistent.tpm.tcti).send(request)
+    assert refusal.value.host == "127.0.0.1"
+    gone = type(identity)(KeyFile(tmp_path / "gone.pem"), identity.certificate, identity.trust)
+    with pytest.raises(StorageError):
+        DeviceTransport(url, gone, persistent.tpm.tcti).send(request)
+
+
+def test_a_child_that_ends_without_a_result_is_told(monkeypatch: pytest.MonkeyPatch, persistent: AttestedBench) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    transport = DeviceTransport(EstUrl.parse(persistent.host.url), load_identity(persistent.folder))
+
+    with pytest.raises(TpmMtlsError, match="ended without a result"):
+        transport.send(Request("GET", "/cacerts", None, {}))
+
+
+def test_a_child_that_hangs_is_ended(
+    monkeypatch: pytest.MonkeyPatch, persistent: AttestedBench, tmp_path: Path
+) -> None:
+    program = tmp_path / "hangs"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr("tpm_mtls_keygen.device_transport._START", 0.1)
+    identity = load_identity(persistent.folder)
+    transport = DeviceTransport(EstUrl.parse(persistent.host.url), identity, timeouts=Timeouts(exchange=0.1))
+
+    with pytest.raises(PeerUnreachableError, match="did not answer in time"):
+        transport.send(Request("GET", "/cacerts", None, {}))
+
+
+def test_what_the_child_does_with_a_software_key(persistent: AttestedBench, tmp_path: Path) -> None:
+    """Its own function, in this process: nothing of the provider is needed for a key in a file."""
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-subj", "/CN=a", "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    job = Job(
+        url=persistent.host.url,
+        key=str(tmp_path / "key.pem"),
+        certificate=str(tmp_path / "cert.pem"),
+        trust=str(persistent.trust),
+        tcti=None,
+        authorization=None,
+        timeouts=Timeouts(),
+        request=Request("GET", "/nothing", None, {}),
+    )
+    result = perform(job)
+    assert isinstance(result, Result)
+    assert result.answer is not None or result.kind
