@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tpm_mtls.certificates import certificates_pem
-from tpm_mtls.errors import HandleNotFoundError, IdentityError
+from tpm_mtls.errors import HandleNotFoundError, IdentityError, TpmMemoryError
 from tpm_mtls.key_reference import PersistentHandle, parse_key_reference
 from tpm_mtls.structures import parse_tss2_pem
 from tpm_mtls_keygen.install import Installation, begin, complete
@@ -97,7 +97,11 @@ def write_copy(tpm: Tpm, folder: Path, record: IdentityRecord) -> None:
         HandleOccupiedError: something that is no mirror is there.
         TpmMemoryError: the NV memory is full.
     """
-    store_mirror(tpm, find_place(tpm, folder), read_mirror(folder, record))
+    try:
+        store_mirror(tpm, find_place(tpm, folder), read_mirror(folder, record))
+    except TpmMemoryError as error:
+        error.hint = "the identity is complete; make room in the NV memory, or keep no copy of it: --no-mirror"
+        raise
 
 
 def _find_key(tpm: Tpm, mirror: Mirror, srk_name: str | None) -> PublicArea | None:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from support import lying_ca
 from support.lying_ca import DAY, LyingCa
+from tpm_mtls import est
 from tpm_mtls.authorization import Secret
 from tpm_mtls.certificates import certificate_spki, device_name, spki
 from tpm_mtls.errors import (
@@ -30,8 +31,17 @@ from tpm_mtls.errors import (
     TpmMtlsError,
     UsageError,
 )
+from tpm_mtls.freshness import (
+    TYPE_TPM,
+    ActivationRequest,
+    ActivationResponse,
+    NonceRequest,
+    NonceResponse,
+    decode_request,
+    encode_response,
+)
 from tpm_mtls_keygen.bootstrap_token import BootstrapToken
-from tpm_mtls_keygen.est_client import EstClient
+from tpm_mtls_keygen.est_client import EstClient, Shown
 from tpm_mtls_keygen.est_transport import Timeouts
 from tpm_mtls_keygen.est_url import EstUrl
 from tpm_mtls_keygen.patience import Later
@@ -333,3 +343,119 @@ def test_a_url_of_an_est_server_is_understood(text: str, expected: EstUrl) -> No
 def test_another_url_is_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         EstUrl.parse(text)
+
+
+# -- nonces -----------------------------------------------------------------------------------------------------------
+
+ASKED = NonceRequest(32, TYPE_TPM, ActivationRequest(b"ak", ek_public=b"ek"))
+GIVEN = NonceResponse(bytes(range(32)), 300, ActivationResponse(b"blob", b"secret"))
+
+
+def give(response: bytes, **headers: str) -> Callable[[lying_ca.Exchange], None]:
+    return lambda exchange: exchange.send(response, content_type=est.NONCE_TYPE, **headers)
+
+
+def test_a_nonce_is_asked_for_and_the_csr_follows_on_the_same_connection_with_the_cookie(ca: LyingCa) -> None:
+    seen: list[tuple[object, str | None]] = []
+    asked: list[bytes] = []
+
+    def first(exchange: lying_ca.Exchange) -> None:
+        asked.append(exchange.body)
+        seen.append((exchange.handler.connection, exchange.handler.headers["Cookie"]))
+        give(encode_response(GIVEN), set_cookie="est=abc_-.; Path=/.well-known/est; Secure; HttpOnly")(exchange)
+
+    def second(exchange: lying_ca.Exchange) -> None:
+        seen.append((exchange.handler.connection, exchange.handler.headers["Cookie"]))
+        exchange.truth()
+
+    ca.next("nonce", first)
+    ca.next("simpleenroll", second)
+    with client(ca).exchange() as exchange:
+        assert exchange.nonce(ASKED, now=NOW) == GIVEN
+        assert not isinstance(exchange.enroll(make_csr()[0], Shown(TOKEN), now=NOW), Later)
+
+    assert decode_request(asked[0]) == ASKED
+    assert seen == [(seen[0][0], None), (seen[0][0], "est=abc_-.")]
+
+
+def test_a_connection_that_the_server_closed_in_between_is_opened_again(ca: LyingCa) -> None:
+    ca.next("nonce", give(encode_response(GIVEN), set_cookie="est=abc", connection="close"))
+    with client(ca).exchange() as exchange:
+        assert exchange.nonce(ASKED, now=NOW) == GIVEN
+        assert not isinstance(exchange.enroll(make_csr()[0], Shown(TOKEN), now=NOW), Later)
+
+
+@pytest.mark.parametrize("cookie", ["", "=a", "a b=c", "a", "a=b\x01", "a=" + "b" * 600])
+def test_what_is_no_cookie_is_not_sent_back_whole(ca: LyingCa, cookie: str) -> None:
+    sent: list[str | None] = []
+
+    def look(exchange: lying_ca.Exchange) -> None:
+        sent.append(exchange.handler.headers["Cookie"])
+        exchange.truth()
+
+    ca.next("nonce", give(encode_response(GIVEN), set_cookie=cookie))
+    ca.next("simpleenroll", look)
+    with client(ca).exchange() as exchange:
+        exchange.nonce(ASKED, now=NOW)
+        exchange.enroll(make_csr()[0], Shown(TOKEN), now=NOW)
+
+    assert sent[0] is None or (len(sent[0]) <= 520 and sent[0].isprintable())
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error", "message"),
+    [
+        (lying_ca.status(404, "no such page"), RequestRefusedError, "answered 404 to nonce: it verifies no TPM"),
+        (lying_ca.status(405), RequestRefusedError, "answered 405 to nonce: it verifies no TPM"),
+        (lying_ca.status(400, "bad key"), RequestRefusedError, "answered 400 to nonce: bad key"),
+        (
+            lying_ca.html_page(),
+            ResponseError,
+            "answered nonce with text/html; charset=utf-8 instead of application/est",
+        ),
+        (give(b"{}"), ResponseError, "gave no usable answer to nonce"),
+        (give(b"\xff"), ResponseError, "gave no usable answer to nonce"),
+        (give(b'{"nonce":"' + b"A" * 70000 + b'"}'), ResponseError, "gave no usable answer to nonce"),
+    ],
+)
+def test_an_answer_that_is_no_nonce_is_refused_for_good(
+    ca: LyingCa, behaviour: Callable[[lying_ca.Exchange], None], error: type[TpmMtlsError], message: str
+) -> None:
+    ca.next("nonce", behaviour)
+
+    with pytest.raises(error, match=message), client(ca).exchange() as exchange:
+        exchange.nonce(ASKED, now=NOW)
+
+
+@pytest.mark.parametrize("behaviour", [lying_ca.status(503, retry_after=7), lying_ca.cut_connection()])
+def test_a_nonce_may_come_later(ca: LyingCa, behaviour: Callable[[lying_ca.Exchange], None]) -> None:
+    ca.next("nonce", behaviour)
+
+    with client(ca).exchange() as exchange:
+        assert isinstance(exchange.nonce(ASKED, now=NOW), Later)
+
+
+def enroll_with(ca: LyingCa, shown: Shown) -> None:
+    with client(ca).exchange() as exchange:
+        exchange.enroll(make_csr()[0], shown, now=NOW)
+
+
+@pytest.mark.parametrize("code", [400, 401, 403])
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_refused_evidence_is_told_with_advice(ca: LyingCa, code: int, token: BootstrapToken | None) -> None:
+    ca.next("simpleenroll", lying_ca.status(code, "no"))
+
+    with pytest.raises(RequestRefusedError, match=rf"evidence of this device's TPM \({code}\): no") as refusal:
+        enroll_with(ca, Shown(token, "do something"))
+
+    assert refusal.value.hint == "do something"
+    assert ("bootstrap token or the evidence" in str(refusal.value)) is (token is not None)
+
+
+def test_a_refused_renewal_is_told(ca: LyingCa) -> None:
+    ca.next("simplereenroll", lying_ca.status(403, "the current certificate is needed"), lying_ca.status(202))
+
+    with client(ca).exchange() as exchange:
+        with pytest.raises(RequestRefusedError, match=r"refused the current certificate \(403\)"):
+            exchange.reenroll(make_csr()[0], Shown(), now=NOW)
+        assert isinstance(exchange.reenroll(make_csr()[0], Shown(), now=NOW), Later)

@@ -26,12 +26,13 @@ from tpm_mtls.errors import (
     RequestRefusedError,
     StateError,
     TokenRefusedError,
+    TpmMemoryError,
 )
 from tpm_mtls.identity import ATTESTATION_KEY
 from tpm_mtls.tpm import open_tpm
 from tpm_mtls_keygen.attestation_key import load_attestation_key, make_attestation_key, save_attestation_key
 from tpm_mtls_keygen.evidence import read_endorsement
-from tpm_mtls_keygen.first_boot_folder import KeyPlace
+from tpm_mtls_keygen.first_boot_folder import Journal, KeyPlace, save_journal
 from tpm_mtls_keygen.first_boot_settings import World
 from tpm_mtls_keygen.first_boot_steps import Wish
 from tpm_mtls_keygen.patience import Patience
@@ -352,6 +353,26 @@ def test_somebody_else_s_nv_index_is_refused_before_anything_is_made(attested: A
     assert attested.tpm.handles("nv-index") == ["0x1500000"]
     attested.run(wish=Wish())
     assert attested.tpm.handles("nv-index") == ["0x1500000"]
+
+
+def test_a_full_nv_memory_is_told_and_the_identity_is_complete(attested: AttestedBench) -> None:
+    attested.run(wish=Wish())
+    said = attested.record()
+    journal = Journal(**{name: said[name] for name in ("key", "algorithm", "key_name", "srk_name")})
+    save_journal(attested.folder, journal)  # as if it had been killed before the copy
+    with open_tpm(attested.tpm.tcti) as opened:
+        for index in range(0x01800000, 0x01800100):
+            try:
+                opened.nv.define(index, 2048)
+            except TpmMemoryError:
+                break
+
+    with pytest.raises(TpmMemoryError, match="NV memory is full") as refusal:
+        attested.run()
+
+    assert "--no-mirror" in refusal.value.hint
+    attested.run(wish=Wish())
+    attested.assert_whole()
 
 
 def test_two_identities_on_one_tpm_have_a_mirror_each(attested: AttestedBench, tmp_path: Path) -> None:
