@@ -68,6 +68,7 @@ class Demo:
         self._a_copy_is_useless(ca, backend)
         self._revoked(backend)
         self._nothing_on_disk()
+        self._without_a_secret(ca, backend)
 
     def _the_tpm(self) -> None:
         if self._given_tcti:
@@ -108,6 +109,7 @@ class Demo:
         self._run(
             *("keygen", "first-boot", "--state-dir", state, "--ca", ca),
             *("--token-file", f"{device}.token", "--trust", "ca/root.pem", "--key", key),
+            *(["--no-mirror"] if self._given_tcti else []),  # nothing of the story stays in a real TPM
         )
         if key == "persistent":
             self._run("keygen", "status", "--state-dir", state)
@@ -195,6 +197,24 @@ class Demo:
             self._expect(found.returncode != 0, f"{path} holds a private key")
             self.tell.output(f"{path.relative_to(self.folder)!s:<28} {_what_is(path)}")
         self.tell.proof("no file holds a private key")
+
+    def _without_a_secret(self, ca: str, backend: str) -> None:
+        self.tell.chapter(
+            "A device without any secret on board",
+            "No token: its maker's certificate vouches for the TPM, the TPM vouches for the key, and the CA checks "
+            "both. The administrator says which makers to trust, and that nobody need approve each TPM.",
+        )
+        tcti = self._start_simulator("third-tpm")
+        for name in ("swtpm-localca-rootca-cert.pem", "issuercert.pem"):
+            self._run("pki", "ek-roots", "add", "--ca-dir", "ca", f"third-tpm/ca/{name}")
+        self._run("pki", "group", "set", "--ca-dir", "ca", "--name", "default", "--approval", "never")
+        boot = ("keygen", "first-boot", "--state-dir", "third", "--ca", ca, "--trust", "ca/root.pem", "--tcti", tcti)
+        self._run(*boot)
+        self._client("get", f"{backend}/whoami", state="third", tcti=tcti)
+        self.tell.command(["rm", "-r", "third"])
+        shutil.rmtree(self.folder / "third")
+        self._run(*boot)
+        self.tell.proof("the wiped disk has its identity back, from the TPM's own memory")
 
     def _remove_key(self) -> None:
         identity = self.folder / "device" / "identity.json"
