@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -17,24 +18,29 @@ from tpm_mtls.errors import (
     IdentityError,
     StateError,
 )
-from tpm_mtls.identity import CERTIFICATE, KEY, IdentityRecord
+from tpm_mtls.identity import ATTESTATION_KEY, CERTIFICATE, KEY, IdentityRecord
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls_keygen.first_boot import next_step
 from tpm_mtls_keygen.first_boot_folder import Journal, KeyPlace
 from tpm_mtls_keygen.first_boot_steps import (
     ContactCa,
+    Copy,
     Done,
     Enroll,
     Facts,
+    Forget,
     KeyPlan,
+    MakeAttestationKey,
     MakeKey,
     MakeStorageKey,
     Record,
+    Restore,
     Step,
     Tidy,
     Wish,
 )
 from tpm_mtls_keygen.keys import FIRST_HANDLE, LAST_HANDLE
+from tpm_mtls_keygen.nv_mirror import Mirror
 
 EMPTY = Facts("/state", certificate_error=None)
 UNFIT = IdentityError("there is no certificate", hint="-")
@@ -226,9 +232,101 @@ def test_an_enrolled_device_s_bad_certificate_is_told() -> None:
         next_step(replace(EMPTY, record=record(), key_name="k1", certificate_error=expired), Wish())
 
 
+# -- the TPM's evidence, and the copy in its NV memory ----------------------------------------------------------------
+
+BEGUN = replace(EMPTY, journal=journal(), key_name="k1", srk_name="s1", certificate_error=UNFIT, ca_known=True)
+EVIDENCE = Wish(evidence=True)
+KEEP = Wish(copy=True)
+OCCUPIED = HandleOccupiedError("somebody else is there", hint="-", handle=0x01500000)
+
+
+def mirror(identity: IdentityRecord | None = None) -> Mirror:
+    return Mirror(folder="/state", record=identity or record(), key=None, attestation_key=None, certificates=(b"leaf",))
+
+
+def test_the_attestation_key_is_made_before_the_ca_is_asked_on_evidence() -> None:
+    assert next_step(BEGUN, EVIDENCE) == MakeAttestationKey()
+    assert next_step(replace(BEGUN, has_attestation_key=True), EVIDENCE) == Enroll(journal())
+    assert next_step(BEGUN, Wish()) == Enroll(journal())
+
+
+def test_the_copy_is_written_once_after_the_record_and_before_the_journal_goes() -> None:
+    facts = replace(EMPTY, record=record(), journal=journal(), key_name="k1")
+
+    assert next_step(facts, KEEP) == Copy(record())
+    assert next_step(replace(facts, copied=True), KEEP) == Tidy()
+    assert next_step(facts, Wish()) == Tidy()
+    assert next_step(replace(facts, journal=None), KEEP) == Done(record())
+
+
+def test_an_empty_folder_gets_its_identity_back() -> None:
+    facts = replace(EMPTY, copy=mirror())
+
+    assert next_step(facts, KEEP) == Restore(mirror())
+    assert next_step(facts, Wish()) == ContactCa()  # told not to look
+    assert next_step(facts, replace(KEEP, anew=True)) == Forget(mirror())
+
+
+def test_a_copy_that_will_not_do_is_told_unless_it_is_given_up() -> None:
+    facts = replace(EMPTY, copy=mirror(), copy_error=UNFIT)
+
+    with pytest.raises(IdentityError, match="there is no certificate"):
+        next_step(facts, KEEP)
+    assert next_step(facts, replace(KEEP, anew=True)) == Forget(mirror())
+
+
+def test_a_folder_of_unknown_origin_is_not_filled_from_the_copy() -> None:
+    for wish in (KEEP, replace(KEEP, anew=True)):
+        with pytest.raises(IdentityError, match="whose it is cannot be told"):
+            next_step(replace(EMPTY, files={ATTESTATION_KEY}, copy=mirror()), wish)
+
+
+def test_a_place_that_is_taken_is_told_before_anything_is_made() -> None:
+    with pytest.raises(HandleOccupiedError, match="somebody else is there"):
+        next_step(replace(EMPTY, copy_error=OCCUPIED), KEEP)
+
+    assert next_step(replace(EMPTY, copy_error=OCCUPIED), Wish()) == ContactCa()
+
+
+def test_options_that_contradict_the_copy_are_refused() -> None:
+    with pytest.raises(StateError, match="has the ecc-p256 key handle:0x81000100 already"):
+        next_step(replace(EMPTY, copy=mirror()), replace(KEEP, place=KeyPlace.TSS2))
+
+
+def test_an_unfinished_first_boot_goes_on_unless_the_copy_is_of_the_same_key() -> None:
+    other = mirror(record(name="k2"))
+
+    assert next_step(replace(BEGUN, copy=mirror()), KEEP) == Restore(mirror())
+    assert next_step(replace(BEGUN, copy=other), KEEP) == Enroll(journal())
+    assert next_step(replace(BEGUN, copy=mirror(), copy_error=UNFIT), KEEP) == Enroll(journal())
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (replace(EMPTY, srk_name=None, ek_sha256="e1"), "nothing is there; the TPM was cleared$"),
+        (replace(EMPTY, srk_name="s1", ek_sha256="e1"), "nothing is there$"),
+        (replace(EMPTY, srk_name="s2", ek_sha256="e2"), "this is another TPM: it was replaced, or the disk"),
+        (replace(EMPTY, srk_name="s1", ek_sha256="e2"), "this is another TPM: it was replaced, or the disk"),
+        (
+            replace(EMPTY, srk_name="s2", ek_sha256="e2", owner="sensor-18"),
+            "the disk of another device, the TPM belongs to sensor-18$",
+        ),
+        (replace(EMPTY, srk_name="s1", ek_sha256="e1", owner="sensor-18"), "nothing is there$"),
+        (replace(EMPTY, srk_name="s2", ek_sha256=None), "this is another TPM, or it was cleared$"),
+    ],
+)
+def test_the_endorsement_key_tells_what_happened(facts: Facts, message: str) -> None:
+    lost = msgspec.structs.replace(record(), ek_sha256="e1")
+
+    with pytest.raises(IdentityError, match=message):
+        next_step(replace(facts, record=lost), Wish())
+
+
 # -- any history ------------------------------------------------------------------------------------------------------
 
-_STEPS_ENOUGH = 10
+_STEPS_ENOUGH = 14
+EVERYTHING = Wish(evidence=True, copy=True)
 
 
 @dataclass
@@ -242,6 +340,9 @@ class Device:
     journal: Journal | None = None
     key_file: str | None = None
     certificate: str | None = None
+    attestation_key: str | None = None
+    copy: Mirror | None = None
+    copied: bool = False
 
     def observe(self, *, ca_known: bool) -> Facts:
         begun = self.record or self.journal
@@ -249,6 +350,7 @@ class Device:
         if begun is not None:
             key_name = self.key_file if begun.key == KEY else self.handles.get(int(begun.key[-8:], 16))
         files = {KEY} if self.key_file else set()
+        files |= {ATTESTATION_KEY} if self.attestation_key else set()
         return Facts(
             "/state",
             certificate_error=None if self.certificate == key_name else UNFIT,
@@ -259,7 +361,21 @@ class Device:
             key_name=key_name,
             handles=frozenset(self.handles),
             ca_known=ca_known,
+            has_attestation_key=self.attestation_key is not None,
+            copy=self.copy,
+            copy_error=UNFIT if self.copy and not self.can_restore(self.copy) else None,
+            copied=self.copied,
         )
+
+    def can_restore(self, copy: Mirror) -> bool:
+        """Whether the key of ``copy`` is in this TPM, or can be loaded."""
+        if copy.record.key == KEY:
+            return self.srk == copy.record.srk_name
+        return self.handles.get(int(copy.record.key[-8:], 16)) == copy.record.key_name
+
+    def wipe(self) -> None:
+        """The disk is new."""
+        self.record = self.journal = self.key_file = self.certificate = self.attestation_key = None
 
 
 class Killed(Exception):  # noqa: N818 - no error: the test's way of pulling the plug
@@ -274,17 +390,19 @@ class AnyHistory(RuleBasedStateMachine):
         self.device = Device()
         self.names = count(1)
         self.foreign: set[str] = set()
+        self.enrolled = 0
         self.made: set[str] = set()
         self.disturbed = False
         self.effects_left: int | None = None
 
     @rule(
         kill_after=st.none() | st.integers(0, 8),
-        wish=st.sampled_from([Wish(), Wish(), *CONTRADICTIONS]),
+        wish=st.sampled_from([EVERYTHING, EVERYTHING, Wish(), replace(EVERYTHING, anew=True), *CONTRADICTIONS]),
     )
     def run_first_boot(self, kill_after: int | None, wish: Wish) -> None:
         """It ends as enrolled, by an error with a name, or by being killed; and it never goes round in circles."""
         self.effects_left = kill_after
+        self.device.copied = False
         ca_known = False
         with suppress(Killed, StateError):  # any other class of error would be a wrong one
             for _ in range(_STEPS_ENOUGH):
@@ -324,9 +442,13 @@ class AnyHistory(RuleBasedStateMachine):
                 else:
                     assert plan.handle not in device.handles
                     device.handles[plan.handle] = name
+            case MakeAttestationKey():
+                self.effect()
+                device.attestation_key = device.srk
             case Enroll(begun):
                 self.effect()
                 device.certificate = begun.key_name
+                self.enrolled += 1
             case Record(begun, srk_name):
                 assert device.certificate == begun.key_name
                 self.effect()
@@ -334,6 +456,37 @@ class AnyHistory(RuleBasedStateMachine):
             case Tidy():
                 self.effect()
                 device.journal = None
+            case _:
+                self.take_copy_step(step)
+
+    def take_copy_step(self, step: Step) -> None:
+        device = self.device
+        match step:
+            case Copy(identity):
+                self.effect()
+                device.copy = mirror(identity)
+                device.copied = True
+            case Restore(copy):
+                self.effect()  # one, because the redo log makes it one
+                in_file = copy.record.key == KEY
+                device.key_file = copy.record.key_name if in_file else device.key_file
+                device.attestation_key = device.srk
+                device.certificate = copy.record.key_name
+                device.record = copy.record
+                device.copied = True
+            case Forget(copy):
+                self.effect()
+                if copy.record.key != KEY and device.can_restore(copy):
+                    del device.handles[int(copy.record.key[-8:], 16)]
+                self.effect()
+                device.copy = None
+
+    @rule()
+    def the_disk_is_wiped(self) -> None:
+        """What a killed run had begun is forgotten with it: a key may be left over in the TPM."""
+        if self.device.journal is not None or (self.device.record is not None and self.device.copy is None):
+            self.disturbed = True
+        self.device.wipe()
 
     @rule(offset=st.integers(0, 2))
     def somebody_takes_a_handle(self, offset: int) -> None:
@@ -348,6 +501,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.device.seed += 1
         self.device.srk = None
         self.device.handles.clear()
+        self.device.copy = None
         self.foreign.clear()
 
     @rule()
@@ -362,8 +516,9 @@ class AnyHistory(RuleBasedStateMachine):
     def there_is_one_key_and_it_is_the_one_spoken_of(self) -> None:
         own = [name for name in self.device.handles.values() if name in self.made]
         assert len(own) + (self.device.key_file is not None) <= 1 or self.disturbed
-        begun = self.device.record or self.device.journal
-        assert not own or (begun is not None and begun.key_name in own) or self.disturbed
+        known = {each.key_name for each in (self.device.record, self.device.journal) if each is not None}
+        known |= {self.device.copy.record.key_name} if self.device.copy else set()
+        assert set(own) <= known or self.disturbed
 
     @invariant()
     def an_identity_is_complete(self) -> None:
@@ -373,8 +528,11 @@ class AnyHistory(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Left alone, it gets there by itself: an interrupted first boot needs nobody."""
         if not self.disturbed:
-            self.run_first_boot(None, Wish())
+            before, copy = self.enrolled, self.device.copy if self.device.record is None else None
+            self.run_first_boot(None, EVERYTHING)
             assert self.device.record is not None
+            if copy is not None and self.device.record == copy.record:
+                assert self.enrolled == before  # nobody was asked for another certificate
 
 
 AnyHistory.TestCase.settings = settings(
