@@ -62,7 +62,9 @@ def stage(
         yield stage
 
 
-@pytest.mark.parametrize(("stage", "attack"), [(each, each) for each in ATTACKS], indirect=["stage"], ids=str)
+@pytest.mark.parametrize(
+    ("stage", "attack"), [(each, each) for each in ATTACKS], indirect=["stage"], ids=map(str, ATTACKS)
+)
 def test_the_attacker_is_refused_and_the_honest_device_is_not(stage: Stage, attack: Attack) -> None:
     answer = attack.play(stage)
     status, body = attack.answer
