@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tpm2_pytss.constants import ESYS_TR
+from tpm2_pytss.constants import ESYS_TR, TPM2_ALG
+from tpm2_pytss.TSS2_Exception import TSS2_Exception
 from tpm2_pytss.types import TPMS_ECC_POINT, TPMT_PUBLIC, TPMU_PUBLIC_ID
 
-from tpm_mtls.errors import EvidenceError, HandleNotFoundError, PemError
-from tpm_mtls.structures import EkTemplate, ek_template, parse_public_area
+from tpm_mtls.errors import EvidenceError, HandleNotFoundError
+from tpm_mtls.structures import EkTemplate, ek_template
 from tpm_mtls.tpm.boundary import public_area, sized_public
 from tpm_mtls.tpm.values import LoadedKey
 
@@ -134,16 +135,21 @@ class EndorsementKeys:
 
 
 def _check_template(area: bytes, template: EkTemplate) -> None:
+    """Checks that ``area`` (a template, whose ``unique`` is no key yet) makes a key of the kind of ``template``."""
     where = f"NV {template.template_index:#010x}"
     hint = "the TPM's maker put it there; it should make the key that the certificate beside it is for"
     try:
-        public = parse_public_area(area)
-    except PemError as error:
-        raise EvidenceError(f"the EK template at {where} is malformed: {error}", hint=hint) from error
-    if public.algorithm != template.algorithm:
-        raise EvidenceError(
-            f"the EK template at {where} is for {public.algorithm}, not {template.algorithm}", hint=hint
-        )
+        public, used = TPMT_PUBLIC.unmarshal(area)
+    except TSS2_Exception as error:
+        raise EvidenceError(f"the EK template at {where} is malformed", hint=hint) from error
+    if used != len(area) or _kind(public) != _kind(TPMT_PUBLIC.unmarshal(ek_template(template))[0]):
+        raise EvidenceError(f"the EK template at {where} does not make a key of {template.algorithm}", hint=hint)
+
+
+def _kind(public: TPMT_PUBLIC) -> tuple[int, int]:
+    details = public.parameters
+    is_rsa = int(public.type) == TPM2_ALG.RSA
+    return int(public.type), int(details.rsaDetail.keyBits if is_rsa else details.eccDetail.curveID)
 
 
 def _with_nonce(area: bytes, nonce: bytes, template: EkTemplate) -> bytes:
