@@ -403,6 +403,8 @@ class AnyHistory(RuleBasedStateMachine):
         """It ends as enrolled, by an error with a name, or by being killed; and it never goes round in circles."""
         self.effects_left = kill_after
         self.device.copied = False
+        if not wish.copy and self.device.record is None and self.device.copy is not None:
+            self.disturbed = True  # told not to look at the copy, whose key then stands for itself
         ca_known = False
         with suppress(Killed, StateError):  # any other class of error would be a wrong one
             for _ in range(_STEPS_ENOUGH):

@@ -13,6 +13,7 @@ from support import lying_ca
 from support.enrollment import DEVICE, Bench
 from support.lying_ca import LyingCa
 from tpm_mtls.cli import run
+from tpm_mtls_keygen.issued import due_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +44,7 @@ def test_it_says_as_whom_it_enrolled_and_the_second_time_that_it_is(
     assert run(bench.command("--json")) == 0
     assert json.loads(capsys.readouterr().out) == {
         "changed": False,
+        "restored": False,
         "device": "sensor-17",
         "key": "handle:0x81000100",
         "state_dir": str(bench.folder),
@@ -201,6 +203,11 @@ def test_status_of_an_enrolled_device(bench: Bench, capsys: pytest.CaptureFixtur
         "serial": f"{bench.ca.issued[0].serial_number:x}",
         "not_after": bench.ca.issued[0].not_valid_after_utc.isoformat(),
         "days_left": 89,
+        "renewal_due": due_at(bench.ca.issued[0]).isoformat(),
+        "enrolled_by": "token",
+        "ek_sha256": None,
+        "attestation_key": False,
+        "mirror": "current",
         "tpm_vendor": "IBM",
         "tpm_firmware": bench.record()["tpm_firmware"],
         "ca_url": bench.ca.url,
@@ -211,6 +218,40 @@ def test_status_of_an_enrolled_device(bench: Bench, capsys: pytest.CaptureFixtur
     assert text.splitlines()[0] == "enrolled as sensor-17"
     assert "key: device.key.pem (ecc-p256)" in text
     assert "89 days left" in text
+
+    (bench.folder / "install.json").write_text("{}")
+    assert status(bench, capsys)["state"] == "unfinished"
+    assert status(bench, capsys)["pending"] == "finishing a change of the identity"
+
+
+@pytest.mark.parametrize(
+    ("disturb", "expected"),
+    [
+        (("tpm2_nvundefine", "0x01500000", "-C", "o"), "none"),
+        (("tpm2_nvwrite", "0x01500000", "-C", "o", "-i", "/etc/hostname"), "occupied"),
+    ],
+)
+def test_status_says_what_the_tpm_remembers(
+    bench: Bench, capsys: pytest.CaptureFixture[str], disturb: tuple[str, ...], expected: str
+) -> None:
+    assert run(bench.command()) == 0
+    bench.tpm.tool(*disturb)
+    capsys.readouterr()
+
+    assert status(bench, capsys, "--verify")["mirror"] == expected
+    assert status(bench, capsys)["mirror"] is None
+
+
+@pytest.mark.parametrize("content", [None, "damaged"])
+def test_a_mirror_of_something_else_is_stale(
+    bench: Bench, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    assert run(bench.command()) == 0
+    path = bench.folder / "device.cert.pem"
+    path.write_text(content or path.read_text() + bench.ca.trust.read_text())
+    capsys.readouterr()
+
+    assert status(bench, capsys, "--verify")["mirror"] == "stale"
 
 
 def test_status_needs_no_tpm_unless_told_to_verify(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

@@ -248,3 +248,19 @@ def test_naming_a_command_imports_neither_pytss_nor_cryptography() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("\n[]\n")
+
+
+def test_show_ek_prints_the_hash_that_an_allow_list_takes(
+    keygen: Callable[..., str], make_tpm: Callable[..., SimulatedTpm], tpm: SimulatedTpm
+) -> None:
+    shown = json.loads(keygen("show", "--ek", "--json"))
+
+    assert keygen("show", "--ek") == shown["ek_hash"] + "\n"
+    assert (shown["template"], shown["certificate"], shown["issuer"]) == ("L-2", None, None)
+    certified = json.loads(keygen("show", "--ek", "--json", "--tcti", make_tpm(ek_certificates=True).tcti))
+    assert (certified["template"], certified["issuer"]) == ("H-3", "CN=swtpm-localca")
+    assert certified["certificate"].startswith("-----BEGIN CERTIFICATE-----")
+    assert "say which key" in keygen("show", status=2)
+    assert "say which key" in keygen("show", "--ek", "--key", "handle:0x81000001", status=2)
+    tpm.tool("tpm2_changeauth", "-c", "e", "secret")
+    assert "--endorsement-auth" in keygen("show", "--ek", status=4)
