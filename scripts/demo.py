@@ -14,7 +14,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from narrator import Narrator
+from stage import DemoFailedError, Stage
 
 from tpm_mtls.trace import read_trace
 
@@ -31,11 +30,6 @@ if TYPE_CHECKING:
 
 DEVICE = "sensor-17"
 SECOND_DEVICE = "sensor-18"
-_SERVICE_START = 20.0  # seconds until a service must have said where it listens
-
-
-class DemoFailedError(Exception):
-    """A step did not do what the story says."""
 
 
 class Demo:
@@ -43,15 +37,14 @@ class Demo:
 
     def __init__(self, folder: Path, tcti: str | None) -> None:
         self.folder = folder
-        self.tell = Narrator()
         self._given_tcti = tcti
-        self._environment = os.environ.copy()
-        self._services = contextlib.ExitStack()
-        self._passphrase = f"file:{self._private_file('passphrase', secrets.token_urlsafe(24))}"
+        self._stage = Stage(folder)
+        self.tell = self._stage.tell
+        self._passphrase = f"file:{self._stage.private_file('passphrase', secrets.token_urlsafe(24))}"
 
     def run(self) -> None:
         """Tells the story from its beginning to its end; a TPM that was given has its key removed whatever happens."""
-        with self._services:
+        with self._stage.ends:
             try:
                 self._tell()
             finally:
@@ -80,11 +73,11 @@ class Demo:
             "No chip is needed for this story: swtpm simulates one, "
             "with an endorsement key and its maker's certificate.",
         )
-        self._use_tpm(self._start_simulator("tpm"))
+        self._use_tpm(self._stage.start_simulator("tpm"))
 
     def _use_tpm(self, tcti: str) -> None:
         self.tell.command(["export", f"TPM_MTLS_TCTI={tcti}"])
-        self._environment["TPM_MTLS_TCTI"] = tcti
+        self._stage.environment["TPM_MTLS_TCTI"] = tcti
 
     def _the_ca(self) -> str:
         self.tell.chapter(
@@ -92,10 +85,10 @@ class Demo:
             "A root, an issuing CA, and an EST server (RFC 7030) where devices ask for certificates. "
             "A bootstrap token, good for one certificate, names the device.",
         )
-        self._run("pki", "init", "--ca-dir", "ca", "--name", "Demo", "--passphrase", self._passphrase)
+        self._stage.run("pki", "init", "--ca-dir", "ca", "--name", "Demo", "--passphrase", self._passphrase)
         for device in (DEVICE, SECOND_DEVICE):
-            self._run("pki", "token", "create", "--ca-dir", "ca", "--device", device, "--out", f"{device}.token")
-        return self._serve(
+            self._stage.run("pki", "token", "create", "--ca-dir", "ca", "--device", device, "--out", f"{device}.token")
+        return self._stage.serve(
             "pki", "serve", "--ca-dir", "ca", "--passphrase", self._passphrase, "--listen", "127.0.0.1:0"
         )
 
@@ -106,27 +99,27 @@ class Demo:
                 "The TPM makes a key that never leaves it, signs a request with it, and the CA answers with a "
                 "certificate. A second run would change nothing.",
             )
-        self._run(
+        self._stage.run(
             *("keygen", "first-boot", "--state-dir", state, "--ca", ca),
             *("--token-file", f"{device}.token", "--trust", "ca/root.pem", "--key", key),
             *(["--no-mirror"] if self._given_tcti else []),  # nothing of the story stays in a real TPM
         )
         if key == "persistent":
-            self._run("keygen", "status", "--state-dir", state)
+            self._stage.run("keygen", "status", "--state-dir", state)
 
     def _the_backend(self) -> str:
         self.tell.chapter(
             "The backend", "It asks every caller for a certificate of this CA and reads its revocation list."
         )
-        self._openssl(
+        self._stage.openssl(
             *("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"),
             *("-subj", "/CN=localhost", "-keyout", "backend.key.pem", "-out", "backend.csr.pem"),
         )
-        self._run(
+        self._stage.run(
             *("pki", "issue", "--ca-dir", "ca", "--passphrase", self._passphrase, "--profile", "server"),
             *("--name", "localhost", "--ip", "127.0.0.1", "--csr", "backend.csr.pem", "--out", "backend.cert.pem"),
         )
-        return self._serve(
+        return self._stage.serve(
             *("server", "run", "--listen", "127.0.0.1:0", "--cert", "backend.cert.pem", "--key", "backend.key.pem"),
             *("--client-ca", "ca/root.pem", "--crl", "ca/crl.pem", "--database", "sqlite:///telemetry.sqlite"),
         )
@@ -146,13 +139,13 @@ class Demo:
             "libtss2 itself writes down every command that the client sends to the TPM (its pcap transport).",
         )
         capture = self.folder / "capture.pcapng"
-        self._environment["TCTI_PCAP_FILE"] = str(capture)
-        self._client("get", f"{backend}/whoami", tcti=f"pcap:{self._environment['TPM_MTLS_TCTI']}")
+        self._stage.environment["TCTI_PCAP_FILE"] = str(capture)
+        self._client("get", f"{backend}/whoami", tcti=f"pcap:{self._stage.environment['TPM_MTLS_TCTI']}")
         commands = read_trace(capture)
         for command in commands:
             self.tell.output(f"TPM2_{command.name:<16} {(command.seconds or 0) * 1000:7.2f} ms")
         signatures = [command for command in commands if command.name == "Sign" and command.response == 0]
-        self._expect(len(signatures) == 1, f"expected one TPM2_Sign, saw {len(signatures)}")
+        self._stage.expect(len(signatures) == 1, f"expected one TPM2_Sign, saw {len(signatures)}")
         self.tell.proof("one TPM2_Sign, between the client's connection and the server's answer")
 
     def _a_copy_is_useless(self, ca: str, backend: str) -> None:
@@ -165,15 +158,15 @@ class Demo:
         self._client("get", f"{backend}/whoami", state="second")
         self.tell.command(["cp", "-r", "second", "stolen"])
         shutil.copytree(self.folder / "second", self.folder / "stolen")
-        thief = self._start_simulator("thiefs-tpm")
+        thief = self._stage.start_simulator("thiefs-tpm")
         # the other TPM has a storage key too: only the seed inside the chip differs
-        self._run("keygen", "create", "--tcti", thief, "--out", "thief.key.pem")
+        self._stage.run("keygen", "create", "--tcti", thief, "--out", "thief.key.pem")
         self._client("get", f"{backend}/whoami", state="stolen", tcti=thief, expect=4)
         self.tell.proof("the other TPM refuses the key")
 
     def _revoked(self, backend: str) -> None:
         self.tell.chapter("Proof: a revoked certificate is refused at the next request")
-        self._run(
+        self._stage.run(
             "pki", "revoke", "--ca-dir", "ca", "--passphrase", self._passphrase, "--device", SECOND_DEVICE, "--reason",
             "keyCompromise",
         )  # fmt: skip
@@ -194,7 +187,7 @@ class Demo:
                 check=False,
                 env={"PATH": os.environ["PATH"]},
             )
-            self._expect(found.returncode != 0, f"{path} holds a private key")
+            self._stage.expect(found.returncode != 0, f"{path} holds a private key")
             self.tell.output(f"{path.relative_to(self.folder)!s:<28} {_what_is(path)}")
         self.tell.proof("no file holds a private key")
 
@@ -204,16 +197,16 @@ class Demo:
             "No token: its maker's certificate vouches for the TPM, the TPM vouches for the key, and the CA checks "
             "both. The administrator says which makers to trust, and that nobody need approve each TPM.",
         )
-        tcti = self._start_simulator("third-tpm")
+        tcti = self._stage.start_simulator("third-tpm")
         for name in ("swtpm-localca-rootca-cert.pem", "issuercert.pem"):
-            self._run("pki", "ek-roots", "add", "--ca-dir", "ca", f"third-tpm/ca/{name}")
-        self._run("pki", "group", "set", "--ca-dir", "ca", "--name", "default", "--approval", "never")
+            self._stage.run("pki", "ek-roots", "add", "--ca-dir", "ca", f"third-tpm/ca/{name}")
+        self._stage.run("pki", "group", "set", "--ca-dir", "ca", "--name", "default", "--approval", "never")
         boot = ("keygen", "first-boot", "--state-dir", "third", "--ca", ca, "--trust", "ca/root.pem", "--tcti", tcti)
-        self._run(*boot)
+        self._stage.run(*boot)
         self._client("get", f"{backend}/whoami", state="third", tcti=tcti)
         self.tell.command(["rm", "-r", "third"])
         shutil.rmtree(self.folder / "third")
-        self._run(*boot)
+        self._stage.run(*boot)
         self.tell.proof("the wiped disk has its identity back, from the TPM's own memory")
 
     def _remove_key(self) -> None:
@@ -223,7 +216,7 @@ class Demo:
         record = json.loads(identity.read_text())
         self.tell.chapter("Afterwards", "The key that this story made is removed from the TPM again.")
         handle = record["key"].removeprefix("handle:")
-        self._run("keygen", "remove", "--handle", handle, "--yes")
+        self._stage.run("keygen", "remove", "--handle", handle, "--yes")
 
     def _client(
         self,
@@ -235,78 +228,7 @@ class Demo:
         expect: int = 0,
     ) -> None:
         elsewhere = ["--tcti", tcti] if tcti else []
-        self._run("client", verb, url, "--state-dir", state, *elsewhere, *arguments, expect=expect)
-
-    def _run(self, *arguments: str, expect: int = 0) -> str:
-        self.tell.command(["tpm-mtls", *arguments])
-        return self._program([sys.executable, "-m", "tpm_mtls", *arguments], expect)
-
-    def _openssl(self, *arguments: str) -> None:
-        self.tell.command(["openssl", *arguments])
-        self._program(["openssl", *arguments], 0, silent=True)
-
-    def _program(self, command: list[str], expect: int, *, silent: bool = False) -> str:
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=self._environment,
-            timeout=120,
-        )
-        if not silent or done.returncode != expect:
-            self.tell.output(done.stdout + done.stderr)
-        self._expect(done.returncode == expect, f"expected exit status {expect}, got {done.returncode}")
-        return done.stdout.strip()
-
-    def _start_simulator(self, name: str) -> str:
-        tcti = self._run("simulator", "start", "--dir", name)
-        stop = [sys.executable, "-m", "tpm_mtls", "simulator", "stop", "--dir", str(self.folder / name)]
-        self._services.callback(subprocess.run, stop, check=False, stdout=subprocess.DEVNULL)
-        return tcti
-
-    def _serve(self, *arguments: str) -> str:
-        """Starts a service; returns the URL that it prints once it listens."""
-        self.tell.command(["tpm-mtls", *arguments], background=True)
-        log = (self.folder / f"{arguments[0]}.log").open("w")
-        self._services.callback(log.close)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tpm_mtls", *arguments],
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        self._services.callback(_end, process)
-        if process.stdout is None:
-            raise DemoFailedError("no pipe to the service")
-        url = process.stdout.readline().strip()
-        self._expect(url.startswith("https://"), f"{arguments[0]} did not start: {Path(log.name).read_text()}")
-        self.tell.output(url)
-        return url
-
-    def _private_file(self, name: str, content: str) -> str:
-        path = self.folder / name
-        path.touch(mode=0o600)
-        path.write_text(content)
-        return name
-
-    @staticmethod
-    def _expect(condition: bool, otherwise: str) -> None:  # noqa: FBT001 - an assertion that stays with python -O
-        if not condition:
-            raise DemoFailedError(otherwise)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=_SERVICE_START)
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        self._stage.run("client", verb, url, "--state-dir", state, *elsewhere, *arguments, expect=expect)
 
 
 def _what_is(path: Path) -> str:
