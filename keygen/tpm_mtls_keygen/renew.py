@@ -16,7 +16,7 @@ import msgspec
 
 from tpm_mtls.authorization import read_authorization
 from tpm_mtls.certificates import certificates_pem, load_certificates, parse_csr, spki
-from tpm_mtls.errors import HandleOccupiedError, IdentityError
+from tpm_mtls.errors import CertificateExpiredError, HandleOccupiedError, IdentityError
 from tpm_mtls.identity import CERTIFICATE, TRUST, load_identity
 from tpm_mtls.structures import KeyAlgorithm, Tss2Key
 from tpm_mtls.tls import trust_context
@@ -156,7 +156,14 @@ class _Renewal:
             raise IdentityError(
                 f"the first boot in {self.folder} is not finished ({JOURNAL})", hint="run: tpm-mtls keygen first-boot"
             )
-        check_enrolled(ask_tpm(tpm, self.folder, facts, now=self.world.now(), anchors=None), facts.record)
+        try:
+            check_enrolled(ask_tpm(tpm, self.folder, facts, now=self.world.now(), anchors=None), facts.record)
+        except CertificateExpiredError as error:
+            error.hint = (
+                "it cannot vouch for its own renewal any more; is the clock right (date -u)? if it is, move "
+                f"{self.folder} away and enroll anew: tpm-mtls keygen first-boot --new-identity"
+            )
+            raise
         return facts.record
 
     def _attempt(self, record: IdentityRecord) -> tuple[_Request, tuple[x509.Certificate, ...]] | Later:

@@ -24,7 +24,7 @@ from tpm_mtls.errors import (
     StorageError,
     TpmMtlsError,
 )
-from tpm_mtls.identity import load_identity
+from tpm_mtls.identity import CERTIFICATE, load_identity, load_record
 from tpm_mtls.key_reference import KeyFile
 from tpm_mtls.structures import Attribute
 from tpm_mtls.tpm import open_tpm
@@ -36,8 +36,10 @@ from tpm_mtls_keygen.est_url import EstUrl
 from tpm_mtls_keygen.first_boot_folder import INSTALL, Journal, KeyPlace, save_journal
 from tpm_mtls_keygen.first_boot_settings import World
 from tpm_mtls_keygen.first_boot_steps import Wish
+from tpm_mtls_keygen.install import Installation, begin
 from tpm_mtls_keygen.issued import due_at
 from tpm_mtls_keygen.nv_mirror import find_place
+from tpm_mtls_keygen.patience import Patience
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,8 +156,9 @@ def test_it_does_nothing_before_it_is_due(persistent: AttestedBench) -> None:
 def test_an_expired_certificate_renews_nothing(persistent: AttestedBench) -> None:
     end = persistent.leaf().not_valid_after_utc
 
-    with pytest.raises(CertificateExpiredError):
+    with pytest.raises(CertificateExpiredError) as refusal:
         persistent.renew(World(now=lambda: end + timedelta(days=1)))
+    assert "first-boot --new-identity" in refusal.value.hint
 
 
 def test_without_an_identity_there_is_nothing_to_renew(attested: AttestedBench) -> None:
@@ -184,6 +187,27 @@ def test_a_revoked_device_is_refused_and_keeps_what_it_has(persistent: AttestedB
     with pytest.raises(RequestRefusedError, match="refused"):
         persistent.renew()
     assert persistent.files() == before
+
+
+def test_a_ca_that_is_away_is_waited_for(persistent: AttestedBench) -> None:
+    path = persistent.folder / "identity.json"
+    right = path.read_text()
+    path.write_text(right.replace(persistent.host.url, "https://127.0.0.1:1"))
+    told: list[str] = []
+
+    with pytest.raises(PeerUnreachableError):
+        persistent.renew(World(patience=Patience(seconds=0.1, sleep=lambda _: None), tell=told.append))
+    assert any("trying again in" in line for line in told)
+
+
+def test_a_renewal_that_was_interrupted_is_finished_even_if_none_is_due(persistent: AttestedBench) -> None:
+    record = load_record(persistent.folder)
+    assert record is not None
+    certificates = (persistent.folder / CERTIFICATE).read_bytes()
+    begin(persistent.folder, Installation(record=record, certificates=certificates))
+
+    assert persistent.renew(only_if_due=True).changed
+    assert not (persistent.folder / INSTALL).exists()
 
 
 def test_a_moved_key_is_told_before_anybody_is_asked(persistent: AttestedBench) -> None:
