@@ -6,6 +6,7 @@ Sources: PKCS #10 (RFC 2986); key sizes: NIST SP 800-57 part 1 rev 5, 5.6.1 (at 
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from cryptography.x509.oid import NameOID
 from tpm_mtls.certificates import check_device_name, parse_csr, spki
 from tpm_mtls.errors import CsrRefusedError, UsageError
 from tpm_mtls.evidence import evidence_of_csr
+from tpm_mtls.evidence_checks import numbered
 from tpm_mtls_pki.roca import is_roca
 
 if TYPE_CHECKING:
@@ -61,21 +63,34 @@ class CheckedCsr:
 def check_csr(data: bytes) -> CheckedCsr:
     """Checks the CSR in ``data`` (DER or PEM).
 
-    1. It parses, its names and extensions included (strictly: what nobody can read, nobody can note).
-    2. Its key is of an acceptable kind and size (`check_public_key`).
-    3. Its self-signature verifies with a SHA-2 digest: whoever asks has the private key.
-    4. Its evidence, if it has any, is well formed (`evidence_of_csr`); the signature covers it.
+    1. It parses.
+    2. Its evidence, if it has any, is well formed (`evidence_of_csr`): part of the evidence's check 5.
+    3. Its names and extensions parse (strictly: what nobody can read, nobody can note).
+    4. Its key is of an acceptable kind and size (`check_public_key`).
+    5. Its self-signature verifies with a SHA-2 digest: whoever asks has the private key. It covers the evidence. With
+       evidence, 3 to 5 are part of its check 6.
 
     Not verified: who asks, what the evidence is worth, and whether the key is somebody else's already. The caller
     checks all three.
 
     Raises:
-        CsrRefusedError: a check failed.
+        EvidenceRefusedError: a check failed, and there is evidence.
+        CsrRefusedError: a check failed, and there is none, or nobody can tell.
     """
-    csr = parse_csr(data)
+    csr = parse_csr(data)  # 1
+    with numbered(5):
+        evidence = evidence_of_csr(csr)  # 2
+    with nullcontext() if evidence is None else numbered(6):
+        ignored, public_key = _contents(csr)  # 3
+        checked = check_public_key(public_key)  # 4
+        _check_signature(csr)  # 5
+    return CheckedCsr(checked, ignored, evidence, _asked_name(csr))
+
+
+def _contents(csr: x509.CertificateSigningRequest) -> tuple[tuple[str, ...], object]:
+    """What the CSR asks for, and its key."""
     try:
-        ignored = _requests(csr)  # 1
-        public_key = csr.public_key()
+        return _requests(csr), csr.public_key()
     except (
         ValueError,
         TypeError,
@@ -84,9 +99,6 @@ def check_csr(data: bytes) -> CheckedCsr:
         x509.UnsupportedGeneralNameType,
     ) as error:
         raise CsrRefusedError("the certificate request is malformed", hint="make another one") from error
-    checked = check_public_key(public_key)  # 2
-    _check_signature(csr)  # 3
-    return CheckedCsr(checked, ignored, evidence_of_csr(csr), _asked_name(csr))  # 4
 
 
 def check_public_key(public_key: object) -> LeafKey:

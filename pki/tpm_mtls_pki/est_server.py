@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from tpm_mtls import est
-from tpm_mtls.errors import CsrRefusedError, EvidenceError, PemError, TpmMtlsError
+from tpm_mtls.errors import CsrRefusedError, EvidenceError, EvidenceRefusedError, PemError, TpmMtlsError
 from tpm_mtls_pki import crl
 from tpm_mtls_pki.est_nonce import NonceEndpoint
 from tpm_mtls_pki.issuance import Credentials, Issued
@@ -36,6 +36,7 @@ RETRY_AFTER: Final = 60
 """Seconds until a client asks again whether its request was approved."""
 
 _CRL_TYPE = "application/pkix-crl"  # RFC 5280, 4.2.1.13
+_TOO_LARGE = "the request is too large"
 _REALM = 'Basic realm="tpm-mtls", charset="UTF-8"'
 _LOGGED = 80  # characters of what a client sent that go into one log line
 _KEY_REASONS = {Reason.KEY_OF_CA, Reason.KEY_OF_ANOTHER, Reason.KEY_COMPROMISED}
@@ -133,7 +134,12 @@ class EstServer:
         credentials = _credentials(request)
         if isinstance(credentials, Refusal):
             return _refuse(request, credentials)
-        body = await self._read(request)
+        try:
+            body = await self._read(request)
+        except web.HTTPRequestEntityTooLarge as error:  # only evidence makes a request large
+            refusal = await self._refuse_unreadable(_TOO_LARGE, self._nonces.take(request))
+            _note(request, "refused", error.status, None, reason=refusal.reason.value, check=refusal.check)
+            raise
         challenge = self._nonces.take(request)  # whatever comes of this request: no other one can use it
         try:
             csr = est.decode_body(body)
@@ -142,13 +148,21 @@ class EstServer:
                 self._registrar.enroll, credentials, csr, renewal=renewal, challenge=challenge
             )
         except (CsrRefusedError, PemError) as error:
-            _note(request, "refused", HTTPStatus.BAD_REQUEST, credentials.user, reason=str(error))
-            return web.Response(status=HTTPStatus.BAD_REQUEST, text=f"{error}\n")
+            if challenge is None and credentials.are_shown:
+                _note(request, "refused", HTTPStatus.BAD_REQUEST, credentials.user, reason=str(error))
+                return web.Response(status=HTTPStatus.BAD_REQUEST, text=f"{error}\n")
+            # who asked for a nonce, or shows nothing else, tried to send evidence
+            outcome = await self._refuse_unreadable(str(error), challenge)
         if isinstance(outcome, Refusal):
             return _refuse(request, outcome)
         if isinstance(outcome, Waiting):
             return _postpone(request, outcome)
         return _send(request, outcome)
+
+    async def _refuse_unreadable(self, why: str, challenge: Challenge | None) -> Refusal:
+        """Check 5 for a faulty request in which there should be evidence, and none can be found."""
+        error = EvidenceRefusedError(why, hint="begin again with a new nonce", check=5)
+        return await asyncio.to_thread(self._registrar.refuse_evidence, error, challenge)
 
     async def _read(self, request: web.Request) -> bytes:
         try:
@@ -156,6 +170,8 @@ class EstServer:
                 return await request.read()
         except TimeoutError as error:
             raise web.HTTPRequestTimeout from error
+        except web.HTTPRequestEntityTooLarge as error:
+            raise web.HTTPRequestEntityTooLarge(est.BODY_LIMIT, text=f"{_TOO_LARGE}\n") from error
 
 
 def _credentials(request: web.Request) -> Credentials | Refusal:

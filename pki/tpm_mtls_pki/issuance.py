@@ -95,7 +95,8 @@ class Registrar:
         1. The token or the certificate that the applicant shows permits it (`policy`); before its CSR is looked at.
            Whoever shows neither goes on only to show evidence.
         2. The CSR passes `check_csr`.
-        3. Its evidence, if it has any, passes the checks 1 to 7 (`proof`), against ``challenge``.
+        3. Its evidence, if it has any, passes the checks 1 to 7 (`proof`), against ``challenge``. What fails
+           here, or in 2 with evidence, goes to `refuse_evidence`.
         4. In the transaction that issues: 1 once more; checks 8 and 9 (`registry`), which also stop whoever was seen
            with a TPM and comes without; `policy.judge_key`.
 
@@ -106,7 +107,7 @@ class Registrar:
             challenge: the exchange that this request belongs to; whoever keeps it gave it out for this request only.
 
         Raises:
-            CsrRefusedError: step 2.
+            CsrRefusedError: step 2, without evidence.
             CertificateExpiredError: the issuing CA's own certificate has ended.
             StorageError: the store does not answer; nothing was issued.
         """
@@ -116,16 +117,33 @@ class Registrar:
                 claim = self._authorize(connection, credentials, renewal=renewal)  # 1
         if isinstance(claim, Refusal):
             return claim
-        checked = check_csr(csr)  # 2
-        proof = self._prove(checked, checked.evidence, challenge, claim) if checked.evidence is not None else None  # 3
-        if isinstance(proof, Refusal):
-            return proof
+        try:
+            checked = check_csr(csr)  # 2
+            proof = self._prove(checked, checked.evidence, challenge) if checked.evidence is not None else None  # 3
+        except EvidenceRefusedError as error:
+            return self.refuse_evidence(error, challenge, claim)
         with self.authority.database.writing() as connection:
             claim = self._authorize(connection, credentials, renewal=renewal)  # 4
             if isinstance(claim, Refusal):
                 return claim
             permit = self._admit(connection, claim, checked, proof)
             return self._decide(connection, permit, checked, proof) if isinstance(permit, Permit) else permit
+
+    def refuse_evidence(
+        self, error: EvidenceRefusedError, challenge: Challenge | None, claim: Permit | None = None
+    ) -> Refusal:
+        """The refusal for ``error``, with its audit row as far as the budget for such rows goes.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        left_out, now = self.refusals.spend(), self.clock()
+        if left_out is None:
+            return Refusal(Reason.EVIDENCE_REFUSED, claim.device if claim is not None else None, error.check)
+        with self.authority.database.writing() as connection:
+            if left_out:
+                audit.append(connection, "refusals-left-out", "unknown", {"count": left_out}, now=now)
+            return registry.note_refusal(connection, error, challenge=challenge, claim=claim, now=now)
 
     def issue(self, profile: Profile, subject: Subject, csr: CheckedCsr) -> Issued:
         """Issues a certificate that an administrator asked for; ``csr`` may be a bare key that was checked.
@@ -157,22 +175,11 @@ class Registrar:
         authorize = policy.authorize_renewal if renewal else policy.authorize_enrollment
         return authorize(applicant, now=self.clock())
 
-    def _prove(
-        self, csr: CheckedCsr, evidence: Evidence, challenge: Challenge | None, claim: Permit | None
-    ) -> Proof | Refusal:
-        now, database = self.clock(), self.authority.database
-        with database.reading() as connection:
+    def _prove(self, csr: CheckedCsr, evidence: Evidence, challenge: Challenge | None) -> Proof:
+        now = self.clock()
+        with self.authority.database.reading() as connection:
             terms = registry.find_terms(connection, challenge, evidence, now=now)
-        try:
-            return prove(evidence, challenge, spki(csr.public_key), terms=terms, now=now)
-        except EvidenceRefusedError as error:
-            left_out = self.refusals.spend()
-            if left_out is None:
-                return Refusal(Reason.EVIDENCE_REFUSED, claim.device if claim is not None else None, error.check)
-            with database.writing() as connection:
-                if left_out:
-                    audit.append(connection, "refusals-left-out", "unknown", {"count": left_out}, now=now)
-                return registry.note_refusal(connection, error, challenge=challenge, claim=claim, now=now)
+        return prove(evidence, challenge, spki(csr.public_key), terms=terms, now=now)
 
     def _admit(
         self, connection: Connection, claim: Permit | None, csr: CheckedCsr, proof: Proof | None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from tpm_mtls.device_identity import POLICY_FIXED, POLICY_RESIDENT, POLICY_RESTRICTED, TpmIdentity
-from tpm_mtls.evidence_checks import Residency
+from tpm_mtls.evidence_checks import Residency, numbered
 from tpm_mtls_pki.csr import check_public_key
 from tpm_mtls_pki.evidence import judge_evidence
 from tpm_mtls_pki.profiles import Subject
@@ -55,10 +55,10 @@ def prove(evidence: Evidence, challenge: Challenge | None, public_key: bytes, *,
     What the caller must have checked says `judge_evidence`.
 
     Raises:
-        EvidenceRefusedError: one of the checks 1 to 7.
-        CsrRefusedError: the CA does not certify the attestation key's kind.
+        EvidenceRefusedError: one of the checks 1 to 7; 3 also where the CA does not certify the attestation key's kind.
     """
     verdict = judge_evidence(evidence, challenge=challenge, public_key=public_key, terms=terms, now=now)
     if challenge is None or challenge.activation is None:
         return Proof(verdict, None)
-    return Proof(verdict, check_public_key(load_der_public_key(verdict.ak.spki or b"")))
+    with numbered(3):
+        return Proof(verdict, check_public_key(load_der_public_key(verdict.ak.spki or b"")))

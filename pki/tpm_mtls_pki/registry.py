@@ -10,8 +10,8 @@ How an enrollment goes, each step in the transaction of the ``connection`` that 
         …issue, if it is a permit and the key passes policy.judge_key…
         note_issued(connection, decision, verdict, serial=…, key_digest=…, now=now)
 
-An `EvidenceRefusedError` of `judge_evidence` goes to `note_refusal`, an enrollment without evidence to
-`note_downgrade`, both in a writing transaction.
+An `EvidenceRefusedError` of `judge_evidence`, or of reading the request, goes to `note_refusal`, an
+enrollment without evidence to `note_downgrade`, both in a writing transaction.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def note_refusal(
     claim: Permit | None,
     now: datetime,
 ) -> Refusal:
-    """Writes the audit row for evidence that `judge_evidence` refused; returns the refusal, for the answer."""
+    """Writes the audit row for evidence that one of the checks 1 to 7 refused; returns the refusal, for the answer."""
     activation = challenge.activation if challenge is not None else None
     refusal = Refusal(Reason.EVIDENCE_REFUSED, claim.device if claim is not None else None, error.check)
     _append_refusal(connection, refusal, str(error), activation.ek_hash if activation is not None else None, now)

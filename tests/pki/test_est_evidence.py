@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from support.authority import basic, est_host, make_csr, make_token, new_key
+from support.evil_device import software_csr
 from support.reference_device import TPM2_ALG, TPMA_OBJECT, Exchange, spki
 from tpm_mtls.certificates import certificate_spki, device_name
 from tpm_mtls.device_identity import tpm_identity
@@ -413,7 +415,7 @@ def test_evidence_without_a_nonce_is_refused(registrar: Registrar, device: Refer
 def test_a_nonce_is_used_once(registrar: Registrar, device: ReferenceDevice, exchange: Exchange) -> None:
     """Whatever became of the first request: here it was malformed."""
     csr = device.csr(device.certify(exchange.nonce().qualifying_data))
-    assert exchange.post(b"garbage").status == 400
+    refused(registrar, exchange.post(b"garbage"), 5)
     refused(registrar, exchange.post(csr), 7)
 
 
@@ -501,15 +503,26 @@ def test_a_tpm_of_a_maker_that_nobody_trusts_is_refused(registrar: Registrar, ex
 def test_a_csr_that_was_changed_is_refused(registrar: Registrar, device: ReferenceDevice, exchange: Exchange) -> None:
     csr = bytearray(device.csr(device.certify(exchange.nonce().qualifying_data)))
     csr[-1] ^= 1
-    answer = exchange.post(bytes(csr))
-    assert (answer.status, answer.body) == (400, b"the request's signature is wrong\n")
-    assert issued_count(registrar) == 0
+    refused(registrar, exchange.post(bytes(csr)), 6)
+    detail = last_audit(registrar).detail
+    assert detail["why"] == "the request's signature is wrong"
+    assert detail["ek"] == ek_hash(device)
+
+
+def test_a_csr_for_a_key_that_nobody_certifies_is_refused(
+    registrar: Registrar, device: ReferenceDevice, exchange: Exchange
+) -> None:
+    """Where there is evidence, its sender is not told that either."""
+    proof = device.certify(exchange.nonce().qualifying_data)
+    refused(registrar, exchange.post(software_csr(new_key(ec.SECP521R1), proof)), 6)
+    assert last_audit(registrar).detail["why"] == "the CA does not certify keys on secp521r1"
 
 
 @pytest.mark.parametrize("change", ["twice", "two values", "no value", "empty", "garbage", "large"])
-def test_malformed_evidence_is_a_bad_request(
+def test_malformed_evidence_is_refused(
     registrar: Registrar, device: ReferenceDevice, exchange: Exchange, change: str
 ) -> None:
+    """Like evidence that proves nothing."""
     from support import reference_device as make
 
     proof = device.certify(exchange.nonce().qualifying_data)
@@ -525,9 +538,7 @@ def test_malformed_evidence_is_a_bad_request(
         "large": [make.attestation(dataclasses.replace(proof, attest=bytes(14_000)))],
     }
     assert bundle
-    answer = exchange.post(device.csr_with(contents[change]))
-    assert answer.status == 400
-    assert issued_count(registrar) == 0
+    refused(registrar, exchange.post(device.csr_with(contents[change])), 5)
 
 
 def test_fifty_half_open_enrollments_do_not_harm(host: EstHost, device: ReferenceDevice, exchange: Exchange) -> None:
@@ -556,6 +567,8 @@ def test_refusals_do_not_fill_the_disk(registrar: Registrar, device: ReferenceDe
             assert exchange.post(device.csr(device.certify(b"x" * 32))).status == 403
         now[0] = 1
         refused(registrar, exchange.post(device.csr(device.certify(b"x" * 32))), 7)
+        assert exchange.post(b"garbage").status == 403
+        assert exchange.post(bytes(70_000)).status == 413
     with registrar.authority.database.reading() as connection:
         rows = list(audit.entries(connection))[-3:]
     assert [row.event for row in rows] == ["evidence-refused", "refusals-left-out", "evidence-refused"]

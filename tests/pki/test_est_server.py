@@ -27,7 +27,7 @@ from support.device_ca import DeviceCa
 from tpm_mtls import est
 from tpm_mtls.certificates import Purpose, check_chain, check_matches, device_name, spki
 from tpm_mtls.errors import StateError, UsageError
-from tpm_mtls_pki import crl, records
+from tpm_mtls_pki import audit, crl, records
 from tpm_mtls_pki.csr import CheckedCsr
 from tpm_mtls_pki.profiles import DEVICE, SERVER, Subject, build_leaf
 
@@ -58,6 +58,13 @@ def revoke(registrar: Registrar, certificate: x509.Certificate, reason: str = "s
         record = records.find(connection, records.serial_text(certificate))
         assert record is not None
         records.revoke(connection, record, reason=reason, now=registrar.clock())
+
+
+def refused_evidence(registrar: Registrar) -> list[tuple[int, str]]:
+    """Check and reason of each such row in the audit log."""
+    with registrar.authority.database.reading() as connection:
+        found = [entry.detail for entry in audit.entries(connection) if entry.event == "evidence-refused"]
+    return [(detail["check"], detail["why"]) for detail in found]
 
 
 def test_cacerts_gives_root_and_issuing_to_anybody(host: EstHost, registrar: Registrar) -> None:
@@ -118,6 +125,10 @@ def test_a_refused_request_does_not_use_the_token_up(host: EstHost, registrar: R
     token = make_token(registrar, "sensor-1")
     status, _, body = host.enroll(b"no csr", basic("sensor-1", token))
     assert (status, body) == (400, b"that is no certificate request (PKCS #10)\n")
+    wrong = make_csr(new_key(), name="sensor-1").replace(b"sensor-1", b"sensor-2")
+    status, _, body = host.enroll(wrong, basic("sensor-1", token))
+    assert (status, body) == (400, b"the request's signature is wrong\n")
+    assert refused_evidence(registrar) == [], "who has a token and asks for no nonce shows no evidence"
     assert issued(host.enroll(make_csr(new_key()), basic("sensor-1", token)))
 
 
@@ -295,7 +306,11 @@ def _pieces(data: bytes) -> list[bytes]:
 @pytest.mark.parametrize(("size", "status"), [(1_000_000, 413), (60_000, 400)])
 def test_bodies_are_capped(host: EstHost, registrar: Registrar, size: int, status: int) -> None:
     headers = basic("sensor-1", make_token(registrar, "sensor-1")) | {"Content-Type": est.CSR_TYPE}
-    assert host.request("POST", est.SIMPLE_ENROLL, b"A" * size, headers)[0] == status
+    answer, _, body = host.request("POST", est.SIMPLE_ENROLL, b"A" * size, headers)
+    assert answer == status
+    if status == 413:
+        assert body == b"the request is too large\n"
+        assert refused_evidence(registrar) == [(5, "the request is too large")], "nothing else is that large"
 
 
 def test_whoever_dawdles_is_cut_off(registrar: Registrar) -> None:

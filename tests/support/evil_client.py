@@ -22,6 +22,7 @@ Play: TypeAlias = Callable[[Stage], Answer]
 REFUSED: Final = (403, b"the request is refused\n")
 """The one answer to evidence that a check refused."""
 
+TOO_LARGE: Final = (413, b"the request is too large\n")
 UNAUTHORIZED: Final = (401, b"authorization is needed: evidence, a bootstrap token or a certificate\n")
 FORBIDDEN: Final = (403, b"the current certificate is needed\n")
 
@@ -32,9 +33,8 @@ class Attack:
 
     Attributes:
         play: what it does; returns the CA's answer.
-        check: the number of the check that must refuse it; none where there is no evidence to check: what is shown
-            is nothing, or cannot be read.
-        answer: status and body.
+        check: the number of the check that must refuse it; none where no evidence was sent.
+        answer: status and body; any body if that is none.
         options: of the CA's EST server (`ServeOptions`).
     """
 
@@ -49,10 +49,6 @@ class Attack:
 
 def _refused(check: int, *plays: Play) -> list[Attack]:
     return [Attack(play, check) for play in plays]
-
-
-def _unreadable(*plays: Play) -> list[Attack]:
-    return [Attack(play, None, (400, None)) for play in plays]
 
 
 ATTACKS: Final = [
@@ -82,8 +78,30 @@ ATTACKS: Final = [
         messages.garbage_signature,
         messages.garbage_public_area,
         messages.evidence_without_public_area,
+        messages.evidence_twice,
+        messages.evidence_with_two_values,
+        messages.evidence_with_two_statements,
+        messages.evidence_of_another_kind,
+        messages.empty_evidence,
+        messages.evidence_without_value,
+        messages.evidence_of_empty_parts,
+        messages.garbage_evidence,
+        messages.garbage_request,
+        messages.garbage_without_a_nonce,
+        messages.garbage_beside_a_token,
+        messages.request_that_is_no_base64,
+        messages.oversized_evidence,
+        messages.oversized_request,
     ),
-    *_refused(6, keys.software_key_with_evidence_of_another, keys.other_key_of_the_tpm),
+    Attack(messages.huge_evidence, 5, TOO_LARGE),
+    *_refused(
+        6,
+        keys.software_key_with_evidence_of_another,
+        keys.other_key_of_the_tpm,
+        messages.altered_request,
+        messages.altered_request_beside_a_token,
+        messages.request_signed_by_another_key,
+    ),
     *_refused(
         7,
         keys.software_key_and_software_attestation_key,
@@ -109,20 +127,5 @@ ATTACKS: Final = [
     Attack(names.downgrade_to_a_software_key, 8, UNAUTHORIZED),
     *_refused(9, names.renewal_by_another_tpm),
     Attack(names.renewal_with_a_software_key, 9, FORBIDDEN),
-    *_unreadable(
-        messages.credential_for_a_damaged_certificate,
-        messages.altered_request,
-        messages.request_signed_by_another_key,
-        messages.evidence_twice,
-        messages.evidence_with_two_values,
-        messages.evidence_with_two_statements,
-        messages.evidence_of_another_kind,
-        messages.empty_evidence,
-        messages.evidence_without_value,
-        messages.evidence_of_empty_parts,
-        messages.garbage_evidence,
-        messages.garbage_request,
-        messages.oversized_evidence,
-    ),
-    Attack(messages.huge_evidence, None, (413, None)),
+    Attack(messages.credential_for_a_damaged_certificate, None, (400, None)),
 ]

@@ -121,6 +121,13 @@ def altered_request(stage: Stage) -> Answer:
         return exchange.post(csr.replace(b"sensor-1", b"sensor-2"))
 
 
+def altered_request_beside_a_token(stage: Stage) -> Answer:
+    """The same, without a nonce, by somebody who has a good token."""
+    with stage.device() as device, stage.exchange(device) as exchange:
+        csr = device.csr(device.certify(bytes(32)), name="sensor-1")
+        return exchange.post(csr.replace(b"sensor-1", b"sensor-2"), **stage.token("sensor-2"))
+
+
 def request_signed_by_another_key(stage: Stage) -> Answer:
     """It names the certified key, and is signed by one of the attacker's."""
     with stage.device() as device, stage.exchange(device) as exchange:
@@ -185,6 +192,26 @@ def garbage_request(stage: Stage) -> Answer:
         return exchange.post(b"\xff" * 600)
 
 
+def garbage_without_a_nonce(stage: Stage) -> Answer:
+    """The same by somebody who shows nothing else."""
+    with stage.device() as device, stage.exchange(device) as exchange:
+        return exchange.post(b"\xff" * 600)
+
+
+def garbage_beside_a_token(stage: Stage) -> Answer:
+    """The same by somebody who has a good token; but a credential was asked for."""
+    with stage.device() as device, stage.exchange(device) as exchange:
+        exchange.nonce()
+        return exchange.post(b"\xff" * 600, **stage.token("sensor-1"))
+
+
+def request_that_is_no_base64(stage: Stage) -> Answer:
+    """Nor is the body of that form."""
+    with stage.device() as device, stage.exchange(device) as exchange:
+        exchange.nonce()
+        return exchange.send("POST", "simpleenroll", b"\xff" * 600, Content_Type="application/pkcs10")
+
+
 def garbage_attestation(stage: Stage) -> Answer:
     """The frame is right, TPMS_ATTEST is none."""
     return _with_part(stage, attest=b"\xff" * 100)
@@ -208,6 +235,11 @@ def evidence_without_public_area(stage: Stage) -> Answer:
 def oversized_evidence(stage: Stage) -> Answer:
     """Not too large for a request, but for evidence."""
     return _with_part(stage, public=bytes(4000))
+
+
+def oversized_request(stage: Stage) -> Answer:
+    """Too large for a request, but not for HTTP."""
+    return _with_part(stage, public=bytes(20_000))
 
 
 def huge_evidence(stage: Stage) -> Answer:
