@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tpm_mtls.authorization import Secret
-from tpm_mtls.certificates import check_device_name
+from tpm_mtls.device_names import check_device_name
 from tpm_mtls.errors import UsageError
 from tpm_mtls.files import check_private, read_capped
 

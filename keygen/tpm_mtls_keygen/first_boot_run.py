@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tpm_mtls.authorization import read_authorization
-from tpm_mtls.certificates import certificates_pem, device_name, load_certificates
+from tpm_mtls.certificates import certificates_pem, load_certificates
+from tpm_mtls.device_names import device_name
 from tpm_mtls.files import PRIVATE_FILE, make_folder, remove_file, storage_errors, write_atomic
 from tpm_mtls.identity import CERTIFICATE, KEY, TRUST, IdentityRecord, save_record
 from tpm_mtls.key_reference import PersistentHandle

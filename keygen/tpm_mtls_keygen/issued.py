@@ -15,10 +15,10 @@ from tpm_mtls.certificates import (
     certificates_pem,
     check_chain,
     check_matches,
-    device_name,
     find_certificate,
     load_certificates,
 )
+from tpm_mtls.device_names import device_name
 from tpm_mtls.errors import CertificateMismatchError, IdentityError, PemError
 from tpm_mtls.files import read_capped
 from tpm_mtls.identity import CERTIFICATE, TRUST

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import exc
 
-from tpm_mtls.certificates import check_device_name
+from tpm_mtls.device_names import check_device_name
 from tpm_mtls.errors import StateError, UsageError
 from tpm_mtls_pki import audit
 from tpm_mtls_pki.clock import from_seconds, seconds

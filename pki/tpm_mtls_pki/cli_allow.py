@@ -50,7 +50,7 @@ def add(
     as_json: bool,
 ) -> None:
     """Put one endorsement key, or all of a manifest, on the list: all of them or none."""
-    from tpm_mtls.certificates import check_device_name  # noqa: PLC0415 - `pki --help` stays quick
+    from tpm_mtls.device_names import check_device_name  # noqa: PLC0415 - `pki --help` stays quick
     from tpm_mtls.files import read_capped  # noqa: PLC0415 - the same
     from tpm_mtls_pki import allow_list  # noqa: PLC0415 - the same
     from tpm_mtls_pki.authority import open_authority  # noqa: PLC0415 - the same

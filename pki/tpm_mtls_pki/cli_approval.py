@@ -61,7 +61,7 @@ def list_approvals(ca_dir: Path, *, state: str | None, as_json: bool) -> None:
 @json_option
 def grant(ca_dir: Path, *, number: int, device: str | None, as_json: bool) -> None:
     """Approve a TPM. It gets its certificate when it asks again, with new evidence."""
-    from tpm_mtls.certificates import check_device_name  # noqa: PLC0415 - `pki --help` stays quick
+    from tpm_mtls.device_names import check_device_name  # noqa: PLC0415 - `pki --help` stays quick
     from tpm_mtls_pki import approvals  # noqa: PLC0415 - the same
     from tpm_mtls_pki.authority import open_authority  # noqa: PLC0415 - the same
     from tpm_mtls_pki.clock import utc_now  # noqa: PLC0415 - the same

@@ -75,7 +75,7 @@ def issue(  # noqa: PLR0913 - one argument for each option
 
 
 def _subject(profile: str, names: tuple[str, ...], addresses: tuple[str, ...]) -> Subject:
-    from tpm_mtls.certificates import check_device_name  # noqa: PLC0415 - `pki --help` stays quick
+    from tpm_mtls.device_names import check_device_name  # noqa: PLC0415 - `pki --help` stays quick
     from tpm_mtls_pki.profiles import Subject  # noqa: PLC0415 - the same
 
     checked = tuple(check_device_name(name) for name in names)

@@ -35,7 +35,7 @@ def serve(ca_dir: Path, *, listen: str, name: str, tls12: bool, passphrase: str,
     import ssl  # noqa: PLC0415 - `pki --help` stays quick
 
     from tpm_mtls.authorization import read_secret  # noqa: PLC0415 - the same
-    from tpm_mtls.certificates import check_device_name  # noqa: PLC0415 - the same
+    from tpm_mtls.device_names import check_device_name  # noqa: PLC0415 - the same
     from tpm_mtls_pki import serve as service  # noqa: PLC0415 - the same
     from tpm_mtls_pki.authority import open_authority  # noqa: PLC0415 - the same
     from tpm_mtls_pki.clock import utc_now  # noqa: PLC0415 - the same

@@ -34,7 +34,7 @@ def token() -> None:
 @json_option
 def create(ca_dir: Path, *, device: str, ttl: str, out: Path | None, as_json: bool) -> None:
     """Make a token. It is shown once: the CA keeps its digest only."""
-    from tpm_mtls.certificates import check_device_name  # noqa: PLC0415 - `pki --help` stays quick
+    from tpm_mtls.device_names import check_device_name  # noqa: PLC0415 - `pki --help` stays quick
     from tpm_mtls.files import PRIVATE_FILE, write_atomic  # noqa: PLC0415 - the same
     from tpm_mtls_pki import tokens  # noqa: PLC0415 - the same
     from tpm_mtls_pki.authority import open_authority  # noqa: PLC0415 - the same

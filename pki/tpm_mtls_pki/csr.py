@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 from cryptography.x509.oid import NameOID
 
-from tpm_mtls.certificates import check_device_name, parse_csr, spki
+from tpm_mtls.certificates import parse_csr, spki
+from tpm_mtls.device_names import check_device_name
 from tpm_mtls.errors import CsrRefusedError, UsageError
 from tpm_mtls.evidence import evidence_of_csr
 from tpm_mtls.evidence_checks import numbered

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from tpm_mtls.certificates import UNREADABLE, device_name, read_extensions
+from tpm_mtls.certificates import UNREADABLE, read_extensions
+from tpm_mtls.device_names import device_name
 from tpm_mtls.errors import CertificateExpiredError, CertificateNotYetValidError, CredentialError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpm_mtls import certificates
+from tpm_mtls import certificates, device_names
 from tpm_mtls.certificates import Purpose, check_chain
 from tpm_mtls.errors import (
     CertificateExpiredError,
@@ -212,7 +212,7 @@ def test_a_certificate_belongs_to_one_key() -> None:
 
 
 def test_the_device_is_the_one_alternative_name() -> None:
-    assert certificates.device_name(LEAF.certificate) == "sensor-1.example"
+    assert device_names.device_name(LEAF.certificate) == "sensor-1.example"
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_the_device_is_the_one_alternative_name() -> None:
 )
 def test_any_other_set_of_names_names_no_device(names: list[x509.GeneralName]) -> None:
     with pytest.raises(CredentialError, match="names no"):
-        certificates.device_name(Signer("leaf", ISSUING, ca=False, names=names).certificate)
+        device_names.device_name(Signer("leaf", ISSUING, ca=False, names=names).certificate)
 
 
 SAN = x509.SubjectAlternativeName.oid
@@ -247,7 +247,7 @@ def test_extensions_that_cannot_be_read_are_a_credential_error(kind: str) -> Non
     found = UNREADABLE_EXTENSIONS[kind]
     leaf = found if isinstance(found, x509.Certificate) else found.certificate
     with pytest.raises(CredentialError, match="extensions are malformed"):
-        certificates.device_name(leaf)
+        device_names.device_name(leaf)
     with pytest.raises(CredentialError, match="trust anchor"):
         check_chain(leaf, [ISSUING.certificate], [ROOT.certificate], now=NOW, purpose=Purpose.CLIENT)
 
@@ -261,7 +261,7 @@ def test_a_certificate_of_an_unknown_version_is_damaged() -> None:
 
 @pytest.mark.parametrize("name", ["a", "sensor-17.example", "0.1", "a" * 63, "x" * 31 + "." + "y" * 32])
 def test_device_names_are_host_names(name: str) -> None:
-    assert certificates.check_device_name(name) == name
+    assert device_names.check_device_name(name) == name
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_device_names_are_host_names(name: str) -> None:
 )
 def test_other_texts_are_no_device_names(name: str) -> None:
     with pytest.raises(UsageError, match="not a device name"):
-        certificates.check_device_name(name)
+        device_names.check_device_name(name)
 
 
 def test_certificates_are_read_in_the_files_order(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from support import lying_ca
 from support.lying_ca import DAY, LyingCa
 from tpm_mtls import est
 from tpm_mtls.authorization import Secret
-from tpm_mtls.certificates import certificate_spki, device_name, spki
+from tpm_mtls.certificates import certificate_spki, spki
+from tpm_mtls.device_names import device_name
 from tpm_mtls.errors import (
     CertificateExpiredError,
     CertificateNotYetValidError,

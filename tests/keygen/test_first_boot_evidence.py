@@ -15,9 +15,10 @@ from support import lying_ca
 from support.attested import COPY, DEVICE, AttestedBench
 from support.authority import make_token
 from support.lying_ca import LyingCa
-from tpm_mtls.certificates import certificate_spki, device_name
+from tpm_mtls.certificates import certificate_spki
 from tpm_mtls.cli import run
 from tpm_mtls.device_identity import EKU_ATTESTATION_KEY
+from tpm_mtls.device_names import device_name
 from tpm_mtls.errors import (
     CertificateMismatchError,
     EvidenceRefusedError,

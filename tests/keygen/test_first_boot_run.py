@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from support import lying_ca
 from support.enrollment import DEVICE, Bench
 from support.lying_ca import DAY, LyingCa, Wrong
-from tpm_mtls.certificates import device_name, load_certificates
+from tpm_mtls.certificates import load_certificates
+from tpm_mtls.device_names import device_name
 from tpm_mtls.errors import (
     AuthorizationError,
     CertificateExpiredError,

@@ -10,7 +10,7 @@ import pytest
 
 from support.authority import NOW
 from support.evidence import SoftwareTpm, good_case, new_root
-from tpm_mtls.certificates import check_device_name
+from tpm_mtls.device_names import check_device_name
 from tpm_mtls.evidence_checks import Residency
 from tpm_mtls_pki.admission import (
     DeviceFacts,

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from support.authority import basic, est_host, make_csr, make_token, new_key
 from support.evil_device import software_csr
 from support.reference_device import TPM2_ALG, TPMA_OBJECT, Exchange, spki
-from tpm_mtls.certificates import certificate_spki, device_name
+from tpm_mtls.certificates import certificate_spki
 from tpm_mtls.device_identity import tpm_identity
+from tpm_mtls.device_names import device_name
 from tpm_mtls_pki import allow_list, approvals, audit, bindings, ek_roots, groups, records
 from tpm_mtls_pki.allow_list import Entry
 from tpm_mtls_pki.clock import utc_now

@@ -25,7 +25,8 @@ from support.authority import (
 )
 from support.device_ca import DeviceCa
 from tpm_mtls import est
-from tpm_mtls.certificates import Purpose, check_chain, check_matches, device_name, spki
+from tpm_mtls.certificates import Purpose, check_chain, check_matches, spki
+from tpm_mtls.device_names import device_name
 from tpm_mtls.errors import StateError, UsageError
 from tpm_mtls_pki import audit, crl, records
 from tpm_mtls_pki.csr import CheckedCsr

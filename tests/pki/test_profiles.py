@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from support.authority import CRL_URL, NOW, PASSPHRASE, new_key
-from tpm_mtls.certificates import Purpose, check_chain, device_name
+from tpm_mtls.certificates import Purpose, check_chain
 from tpm_mtls.device_identity import (
     POLICY_FIXED,
     POLICY_RESIDENT,
@@ -23,6 +23,7 @@ from tpm_mtls.device_identity import (
     TpmIdentity,
     tpm_identity,
 )
+from tpm_mtls.device_names import device_name
 from tpm_mtls.errors import CertificateExpiredError, CredentialError, CsrRefusedError, StateError
 from tpm_mtls_pki import crl, records
 from tpm_mtls_pki.cli_revocation import sign_crl

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tpm_mtls import est
-from tpm_mtls.certificates import device_name, load_certificates, parse_certificates
+from tpm_mtls.certificates import load_certificates, parse_certificates
+from tpm_mtls.device_names import device_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
