@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from tpm_mtls.errors import IdentityError, KeyReferenceError
-from tpm_mtls.files import make_folder, read_capped, write_atomic
+from tpm_mtls.files import make_folder, write_atomic
+from tpm_mtls.json_record import load_json_record
 from tpm_mtls.key_reference import KeyFile, KeyReference, PersistentHandle, parse_key_reference
 
 DEFAULT_FOLDER = Path("/var/lib/tpm-mtls")
@@ -97,21 +98,13 @@ def load_record(folder: Path) -> IdentityRecord | None:
         IdentityError: it is damaged or of a newer format.
         StorageError: it cannot be read.
     """
-    path = folder / RECORD
-    if not path.exists():
-        return None
-    data = read_capped(path, limit=_RECORD_LIMIT)
-    try:
-        record = msgspec.json.decode(data, type=IdentityRecord)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise IdentityError(
-            f"{path} is damaged: {str(error).lower()}", hint="restore it from a backup, or enroll again"
-        ) from error
-    if record.format != FORMAT:
-        raise IdentityError(
-            f"{path} has format {record.format}, expected {FORMAT}", hint="use the tpm-mtls that wrote it"
-        )
-    return record
+    return load_json_record(
+        folder / RECORD,
+        IdentityRecord,
+        limit=_RECORD_LIMIT,
+        version=FORMAT,
+        hint="restore it from a backup, or enroll again",
+    )
 
 
 def save_record(folder: Path, record: IdentityRecord) -> None:

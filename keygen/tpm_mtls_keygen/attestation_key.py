@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tpm_mtls.errors import IdentityError, PemError
-from tpm_mtls.files import PRIVATE_FILE, read_capped, write_atomic
+from tpm_mtls.errors import IdentityError
+from tpm_mtls.files import PRIVATE_FILE, write_atomic
 from tpm_mtls.identity import ATTESTATION_KEY
+from tpm_mtls.json_record import load_json_record
 from tpm_mtls.structures import EkTemplate, PublicArea, ek_hash, parse_public_area
 from tpm_mtls.structures.tss2_key import PRIVATE_LIMIT
 from tpm_mtls.tpm import SRK_HANDLE
@@ -102,16 +103,14 @@ def load_attestation_key(folder: Path) -> AttestationKey | None:
         IdentityError: it is damaged or of a newer format.
         StorageError: it cannot be read.
     """
-    path = folder / ATTESTATION_KEY
-    if not path.exists():
-        return None
-    data = read_capped(path, limit=_LIMIT)
-    try:
-        key = msgspec.json.decode(data, type=AttestationKey)
-        key.check()
-    except (msgspec.DecodeError, UnicodeDecodeError, PemError, IdentityError) as error:
-        raise IdentityError(f"{path} is damaged: {str(error).lower()}", hint=_HINT) from error
-    return key
+    return load_json_record(
+        folder / ATTESTATION_KEY,
+        AttestationKey,
+        limit=_LIMIT,
+        version=FORMAT,
+        hint=_HINT,
+        check=AttestationKey.check,
+    )
 
 
 def save_attestation_key(folder: Path, key: AttestationKey) -> None:

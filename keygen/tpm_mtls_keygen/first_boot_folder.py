@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tpm_mtls.errors import IdentityError, KeyReferenceError
-from tpm_mtls.files import PRIVATE_FILE, read_capped, remove_file, storage_errors, write_atomic
+from tpm_mtls.files import PRIVATE_FILE, remove_file, storage_errors, write_atomic
 from tpm_mtls.identity import ATTESTATION_KEY, CERTIFICATE, KEY, RECORD, TRUST
+from tpm_mtls.json_record import load_json_record
 from tpm_mtls.key_algorithm import KeyAlgorithm  # noqa: TC001 - msgspec reads the annotation at run time
 from tpm_mtls.key_reference import KeyFile, KeyReference, PersistentHandle, parse_key_reference
 
@@ -64,18 +64,14 @@ def load_journal(folder: Path) -> Journal | None:
         IdentityError: it is damaged or of a newer format.
         StorageError, PemError: it cannot be read.
     """
-    path = folder / JOURNAL
-    if not path.exists():
-        return None
-    hint = "see what it says and which keys the TPM has (tpm-mtls keygen list), then remove it"
-    try:
-        journal = msgspec.json.decode(read_capped(path, limit=_JOURNAL_LIMIT), type=Journal)
-        parse_key_reference(journal.key)
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyReferenceError) as error:
-        raise IdentityError(f"{path} is damaged: {str(error).lower()}", hint=hint) from error
-    if journal.format != JOURNAL_FORMAT:
-        raise IdentityError(f"{path} has format {journal.format}, expected {JOURNAL_FORMAT}", hint=hint)
-    return journal
+    return load_json_record(
+        folder / JOURNAL,
+        Journal,
+        limit=_JOURNAL_LIMIT,
+        version=JOURNAL_FORMAT,
+        hint="see what it says and which keys the TPM has (tpm-mtls keygen list), then remove it",
+        check=lambda journal: parse_key_reference(journal.key),
+    )
 
 
 def save_journal(folder: Path, journal: Journal) -> None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tpm_mtls.errors import HandleNotFoundError, HandleOccupiedError, IdentityError, PemError
-from tpm_mtls.files import PRIVATE_FILE, read_capped, remove_file, write_atomic
+from tpm_mtls.errors import HandleNotFoundError, HandleOccupiedError, IdentityError
+from tpm_mtls.files import PRIVATE_FILE, remove_file, write_atomic
 from tpm_mtls.identity import CERTIFICATE, KEY, TRUST, IdentityRecord, save_record
+from tpm_mtls.json_record import load_json_record
 from tpm_mtls.key_reference import PersistentHandle, parse_key_reference
 from tpm_mtls.structures import Tss2Key, parse_tss2_pem
 from tpm_mtls_keygen.attestation_key import AttestationKey, save_attestation_key
@@ -62,18 +63,14 @@ def load_installation(folder: Path) -> Installation | None:
         StorageError, PemError: it cannot be read.
     """
     path = folder / INSTALL
-    if not path.exists():
-        return None
-    hint = "restore the folder from a backup, or enroll anew"
-    try:
-        found = msgspec.json.decode(read_capped(path, limit=_LIMIT), type=Installation)
-        if found.key is not None:
-            parse_tss2_pem(found.key, str(path))
-    except (msgspec.DecodeError, UnicodeDecodeError, PemError) as error:
-        raise IdentityError(f"{path} is damaged: {str(error).lower()}", hint=hint) from error
-    if found.format != FORMAT:
-        raise IdentityError(f"{path} has format {found.format}, expected {FORMAT}", hint=hint)
-    return found
+    return load_json_record(
+        path,
+        Installation,
+        limit=_LIMIT,
+        version=FORMAT,
+        hint="restore the folder from a backup, or enroll anew",
+        check=lambda found: found.key is None or parse_tss2_pem(found.key, str(path)),
+    )
 
 
 def begin(folder: Path, installation: Installation) -> None:
