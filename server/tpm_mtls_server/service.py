@@ -8,14 +8,13 @@ import logging
 import resource
 import signal
 import ssl
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cryptography.exceptions import InvalidSignature
 
 from tpm_mtls.certificates import load_certificates
 from tpm_mtls.errors import TpmMtlsError, UsageError
-from tpm_mtls.tls import server_context
+from tpm_mtls.tls import server_context, utc_now
 from tpm_mtls.tls.listener import Listener, bind
 from tpm_mtls_server.backend import Backend
 from tpm_mtls_server.http import HttpServer
@@ -26,6 +25,7 @@ from tpm_mtls_server.telemetry import TelemetryStore
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from cryptography import x509
 
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
 
 _OTHER_DESCRIPTORS = 64
 """File descriptors besides the connections': database, CRL, TPM, standard streams."""
-
-
-def utc_now() -> datetime:
-    """The time, in UTC."""
-    return datetime.now(UTC)
 
 
 class Service:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from support.authority import PASSPHRASE, MovableClock, copy_ca, make_ca
 from support.reference_device import ReferenceDevice
 from support.tpm import SimulatedTpm
+from tpm_mtls.cli import run
 from tpm_mtls_pki.authority import Authority, open_authority
 from tpm_mtls_pki.issuance import Registrar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tpm_mtls_pki.profiles import Issuer
@@ -71,3 +73,19 @@ def device(request: pytest.FixtureRequest, genuine_tpm: SimulatedTpm) -> Iterato
     """A device with that TPM and new keys; its parameter is the algorithm of the endorsement key that it shows."""
     with ReferenceDevice(genuine_tpm.tcti, algorithm=getattr(request, "param", "rsa")) as made:
         yield made
+
+
+@pytest.fixture
+def pki(ca_dir: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs a command on the CA; returns its JSON answer, or after ``status`` what it wrote to stderr."""
+
+    def call(*arguments: str | Path, status: int = 0, text: bool = False) -> Any:  # noqa: ANN401 - JSON
+        capfd.readouterr()
+        command = ["pki", *map(str, arguments), "--ca-dir", str(ca_dir), *([] if text else ["--json"])]
+        assert run(command) == status
+        out, err = capfd.readouterr()
+        if status:
+            return err
+        return out if text else json.loads(out)
+
+    return call

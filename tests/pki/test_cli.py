@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import stat
@@ -35,22 +34,6 @@ def secret(tmp_path: Path) -> str:
     file.write_text("correct horse\n")
     file.chmod(0o600)
     return f"file:{file}"
-
-
-@pytest.fixture
-def pki(ca_dir: Path, capfd: pytest.CaptureFixture[str]) -> Pki:
-    """Runs a command on the CA; returns its JSON answer, or after ``status`` what it wrote to stderr."""
-
-    def call(*arguments: str | Path, status: int = 0, text: bool = False) -> Any:  # noqa: ANN401 - JSON
-        capfd.readouterr()
-        command = ["pki", *map(str, arguments), "--ca-dir", str(ca_dir), *([] if text else ["--json"])]
-        assert run(command) == status
-        out, err = capfd.readouterr()
-        if status:
-            return err
-        return out if text else json.loads(out)
-
-    return call
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from support.authority import NOW, new_key
 from support.evidence import SoftwareTpm, ek_extensions, new_root
 from tpm_mtls.certificates import certificates_pem
-from tpm_mtls.cli import run
 from tpm_mtls_pki import approvals, audit, bindings, profiles, records
 from tpm_mtls_pki.csr import key_digest
 
@@ -26,22 +24,6 @@ if TYPE_CHECKING:
     Pki = Callable[..., Any]
 
 A, B = "a" * 64, "b" * 64
-
-
-@pytest.fixture
-def pki(ca_dir: Path, capfd: pytest.CaptureFixture[str]) -> Pki:
-    """Runs a command on the CA; returns its JSON answer, or after ``status`` what it wrote to stderr."""
-
-    def call(*arguments: str | Path, status: int = 0, text: bool = False) -> Any:  # noqa: ANN401 - JSON
-        capfd.readouterr()
-        command = ["pki", *map(str, arguments), "--ca-dir", str(ca_dir), *([] if text else ["--json"])]
-        assert run(command) == status
-        out, err = capfd.readouterr()
-        if status:
-            return err
-        return out if text else json.loads(out)
-
-    return call
 
 
 def test_makers_roots_are_added_listed_and_removed(pki: Pki, tmp_path: Path) -> None:

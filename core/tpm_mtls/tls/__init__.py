@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tpm_mtls.authorization import Secret
     from tpm_mtls.identity import Identity
 
-__all__ = ["ClientCertificates", "IdentityContext", "client_context", "server_context", "trust_context"]
+__all__ = ["ClientCertificates", "IdentityContext", "client_context", "server_context", "trust_context", "utc_now"]
 
 GROUPS = "X25519:P-256:P-384"
 CIPHERS_1_2 = "ECDHE+AESGCM:ECDHE+CHACHA20"
