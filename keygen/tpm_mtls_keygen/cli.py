@@ -17,7 +17,9 @@ from tpm_mtls.key_reference import KeyFile, parse_handle, parse_key_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
+    from tpm_mtls.tpm import Tpm
     from tpm_mtls_keygen.keys import KeyForm, TpmKey
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -117,15 +119,20 @@ def create(  # noqa: PLR0913 - one parameter per option
 
     Its parent is the storage root key at 0x81000001, made if absent. The private key never leaves the TPM.
     """
-    from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
-    from tpm_mtls_keygen.keys import create_key  # noqa: PLC0415 - the same
+    from tpm_mtls_keygen.keys import create_key  # noqa: PLC0415 - imports tpm2-pytss
 
     form = _form(out, handle)
     authorization = read_authorization(auth, confirm=True)
-    owner, srk = read_authorization(owner_auth), read_authorization(srk_auth)
-    with open_tpm(tcti, owner_authorization=owner, srk_authorization=srk) as tpm:
+    with _open(tcti, owner_auth, srk_auth) as tpm:
         key = create_key(tpm, KeyAlgorithm(algorithm), form, authorization=authorization)
     answer(_created(key), str(key.reference), as_json=as_json)
+
+
+def _open(tcti: str | None, owner_auth: str | None, srk_auth: str | None) -> AbstractContextManager[Tpm]:
+    from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
+
+    owner, srk = read_authorization(owner_auth), read_authorization(srk_auth)
+    return open_tpm(tcti, owner_authorization=owner, srk_authorization=srk)
 
 
 def _created(key: TpmKey) -> dict[str, Any]:
@@ -156,14 +163,12 @@ def csr(  # noqa: PLR0913 - one parameter per option
     as_json: bool,
 ) -> None:
     """Write a certificate request (PKCS #10), signed inside the TPM."""
-    from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
-    from tpm_mtls_keygen.csr import build_csr, csr_pem  # noqa: PLC0415 - the same
+    from tpm_mtls_keygen.csr import build_csr, csr_pem  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls_keygen.keys import load_key  # noqa: PLC0415 - the same
 
     key = parse_key_reference(reference)
     authorization = read_authorization(auth)
-    owner, srk = read_authorization(owner_auth), read_authorization(srk_auth)
-    with open_tpm(tcti, owner_authorization=owner, srk_authorization=srk) as tpm:
+    with _open(tcti, owner_auth, srk_auth) as tpm:
         request = build_csr(tpm, load_key(tpm, key, authorization=authorization), common_name=subject_cn)
     write_atomic(out, csr_pem(request), mode=PUBLIC_FILE)
     answer({"csr": str(out), "key": str(key)}, str(out), as_json=as_json)
@@ -283,15 +288,13 @@ def import_(  # noqa: PLR0913 - one parameter per option
     Better is a new key that no other place ever knew: keygen create. What is imported existed outside before, and every
     copy of it stays valid. Its attributes say so (no fixedTPM), and a CA can refuse it.
     """
-    from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
-    from tpm_mtls_keygen.keys import import_key  # noqa: PLC0415 - the same
+    from tpm_mtls_keygen.keys import import_key  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls_keygen.software_key import read_software_key  # noqa: PLC0415 - imports cryptography
 
     form = _form(out, handle)
     software = read_software_key(source, passphrase=read_secret(passphrase, what="passphrase") if passphrase else None)
     authorization = read_authorization(auth, confirm=True)
-    owner, srk = read_authorization(owner_auth), read_authorization(srk_auth)
-    with open_tpm(tcti, owner_authorization=owner, srk_authorization=srk) as tpm:
+    with _open(tcti, owner_auth, srk_auth) as tpm:
         key = import_key(tpm, software, form, authorization=authorization)
     for line in _LOST.format(source=source).splitlines():
         click.echo(f"tpm-mtls: warning: {line}", err=True)
