@@ -12,10 +12,12 @@
      │   ├─ ForeignKeyError                       the key belongs to another TPM (or the TPM was cleared)
      │   ├─ KeyGoneError                          the key was loaded, then the TPM restarted
      │   ├─ HandleNotFoundError                   nothing at that handle
+     │   ├─ PolicyRefusedError                    the key's policy is not satisfied: the machine booted something else
      │   └─ AlgorithmUnsupportedError             this TPM does not have that algorithm
      ├─ CredentialError                      5    a key, certificate, CSR or CRL is unusable
      │   ├─ KeyReferenceError                     it names no key
      │   ├─ PemError                              truncated, oversized or not what was expected
+     │   ├─ PolicyError                           a key's policy is missing, damaged, wrongly signed or another key's
      │   ├─ CertificateMismatchError              the certificate belongs to another key
      │   ├─ CertificateExpiredError
      │   ├─ CertificateNotYetValidError
@@ -124,6 +126,10 @@ class HandleNotFoundError(TpmRefusedError):
     """The TPM has nothing at that handle."""
 
 
+class PolicyRefusedError(TpmRefusedError):
+    """The key's policy is not satisfied: the machine booted something else, or a signed policy is outdated."""
+
+
 class AlgorithmUnsupportedError(TpmRefusedError):
     """This TPM does not have that algorithm, curve or key size."""
 
@@ -140,6 +146,10 @@ class KeyReferenceError(CredentialError):
 
 class PemError(CredentialError):
     """A PEM or DER input is truncated, oversized or not what was expected."""
+
+
+class PolicyError(CredentialError):
+    """A key's policy file is missing, damaged, wrongly signed or does not yield the key's policy."""
 
 
 class CertificateMismatchError(CredentialError):

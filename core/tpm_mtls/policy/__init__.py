@@ -1,0 +1,1 @@
+"""Policies of keys: what must hold for the TPM to use them."""

@@ -1,0 +1,20 @@
+"""The TPM relay: stands between a program that speaks TPM commands and the TPM.
+
+libtss2's ``cmd:`` transport starts it and writes raw TPM 2.0 commands to its stdin, one after the other, and reads the
+responses from its stdout. It is started for each program that opens the TPM, so it imports nothing but the standard
+library, and of that only what is small (no ``socket``, ``dataclasses``, ``typing``, ``argparse``: they would double its
+start-up time).
+
+Every layer is a function from a command to its response, and is given the layer below::
+
+    program ─ Shortcuts ─ PolicyAuthorization ─ Tracking ─ Retrying ─ Tap ─ LatencyModel ─ transport ─ TPM
+
+- `shortcuts`: answers in software what needs no TPM, and uses a persistent key in place of its loaded copy.
+- `policy_authorization`: satisfies the policy of a key that has one.
+- `tracking`: knows what is loaded, and leaves nothing behind.
+- `retrying`: a busy TPM, or a connection that died.
+- `tap`: trace, capture and counters: what reaches the TPM.
+- `latency`: a simulated TPM, as slow as a chip.
+
+What no layer knows goes through byte for byte.
+"""

@@ -1,0 +1,52 @@
+"""What the relay answers by itself, as a TPM response code of a layer of its own.
+
+A response code's bits 16 to 23 name the layer of the software stack that it comes from (TSS 2.0 Overview and Common
+Structures Specification 1.0, 5.3); 0 is the TPM. Programs pass it on, and `tpm_mtls.response_codes` puts it into words.
+"""
+
+from __future__ import annotations
+
+LAYER = 0x54 << 16
+"""None of the TCG's layers (0 to 14)."""
+
+MALFORMED_COMMAND = LAYER | 0x101
+NO_TPM = LAYER | 0x102
+MALFORMED_RESPONSE = LAYER | 0x103
+KEY_GONE = LAYER | 0x104
+POLICY_MISSING = LAYER | 0x110
+POLICY_DAMAGED = LAYER | 0x111
+POLICY_NOT_THE_KEYS = LAYER | 0x112
+POLICY_NOT_SATISFIED = LAYER | 0x113
+POLICY_BANK_MISSING = LAYER | 0x114
+POLICY_SIGNATURE = LAYER | 0x115
+POLICY_OUTDATED = LAYER | 0x116
+POLICY_UNSIGNED = LAYER | 0x117
+
+
+class RelayError(Exception):
+    """Parent of all: the program gets ``code`` as the response code of its command."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class MalformedCommandError(RelayError):
+    """The program wrote something that is no TPM command."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, MALFORMED_COMMAND)
+
+
+class TransportError(RelayError):
+    """No TPM answers, it answers garbage, or not in time."""
+
+    def __init__(self, message: str, code: int = NO_TPM) -> None:
+        super().__init__(message, code)
+
+
+class OptionError(RelayError):
+    """The relay was started with an option that it does not understand."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, NO_TPM)

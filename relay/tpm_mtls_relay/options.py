@@ -1,0 +1,61 @@
+"""The relay's command line, which `tpm_mtls.relay` writes into a TCTI string; read by hand to start fast."""
+
+from __future__ import annotations
+
+from tpm_mtls_relay.errors import OptionError
+
+_WITH_VALUE = ("--tcti", "--policies", "--trace", "--pcap", "--metrics", "--latency-model")
+_REPEATED = ("--policies",)
+_SWITCHES = ("--pass-through",)
+
+
+class Options:
+    """What the relay was started with.
+
+    Attributes:
+        tcti: where the TPM is; required.
+        policies: folders with policies of keys.
+        pass_through: leave every command as it is: no shortcuts, no policies; for tracing other programs.
+        trace: file (or named pipe) to which each command is reported, one JSON object a line.
+        pcap: capture file.
+        metrics: file for counters in Prometheus' text form.
+        latency_model: file that says how slow the TPM is to be.
+    """
+
+    def __init__(self) -> None:
+        self.tcti = ""
+        self.policies: list[str] = []
+        self.pass_through = False
+        self.trace = ""
+        self.pcap = ""
+        self.metrics = ""
+        self.latency_model = ""
+
+
+def parse_options(arguments: list[str]) -> Options:
+    """The options that ``arguments`` are.
+
+    Raises:
+        OptionError: an unknown option, a missing value, or no ``--tcti``.
+    """
+    options = Options()
+    remaining = list(arguments)
+    while remaining:
+        option = remaining.pop(0)
+        if option in _SWITCHES:
+            setattr(options, _attribute(option), True)
+        elif option in _WITH_VALUE and remaining:
+            value = remaining.pop(0)
+            if option in _REPEATED:
+                getattr(options, _attribute(option)).append(value)
+            else:
+                setattr(options, _attribute(option), value)
+        else:
+            raise OptionError(f"option {option} is unknown or lacks its value")
+    if not options.tcti:
+        raise OptionError("--tcti is missing")
+    return options
+
+
+def _attribute(option: str) -> str:
+    return option[2:].replace("-", "_")
