@@ -1,13 +1,16 @@
-"""What the relay answers by itself, as a TPM response code of a layer of its own.
+"""What the relay answers by itself, as TPM response codes of the resource manager's layer.
 
-A response code's bits 16 to 23 name the layer of the software stack that it comes from (TSS 2.0 Overview and Common
-Structures Specification 1.0, 5.3); 0 is the TPM. Programs pass it on, and `tpm_mtls.response_codes` puts it into words.
+A response code's bits 16 to 23 name the layer of the software stack that it comes from; 0 is the TPM, 11 a resource
+manager (TSS 2.0 Overview and Common Structures Specification 1.0, 5.3), and codes from 0xF800 are the implementation's
+own. After a code of any other layer than these libtss2's ESAPI takes its connection for broken, and answers everything
+that follows with TSS2_ESYS_RC_BAD_SEQUENCE (iesys_tpm_error in esys_iutil.c, 3.2 to 4.1): a policy that is not satisfied
+today would lock a web server out until it is restarted. `tpm_mtls.response_codes` puts the codes into words.
 """
 
 from __future__ import annotations
 
-LAYER = 0x54 << 16
-"""None of the TCG's layers (0 to 14)."""
+LAYER = 11 << 16 | 0xF800
+"""TSS2_RESMGR_RC_LAYER and TSS2_LAYER_IMPLEMENTATION_SPECIFIC_OFFSET: 0xBF901 is MALFORMED_COMMAND, and so on."""
 
 MALFORMED_COMMAND = LAYER | 0x101
 NO_TPM = LAYER | 0x102
