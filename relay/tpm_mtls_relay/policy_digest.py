@@ -1,0 +1,101 @@
+"""What a policy's assertions make of a session's policyDigest: TPM 2.0 Library part 1 rev 1.59, 19.7, and part 3, 23.
+
+Pure functions; the TPM computes the same, so what differs here is refused before it is asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from tpm_mtls_relay.policy_file import (
+    BANKS,
+    NAME_ALGORITHMS,
+    Assertion,
+    Authorize,
+    AuthValue,
+    Nv,
+    Or,
+    Pcr,
+    PolicyFileError,
+    SignedPolicy,
+)
+
+CC_POLICY_NV = 0x149
+CC_POLICY_AUTHORIZE = 0x16A
+CC_POLICY_AUTH_VALUE = 0x16B
+CC_POLICY_OR = 0x171
+CC_POLICY_PCR = 0x17F
+
+UNSIGNED_LE = 0x0009
+"""TPM_EO_UNSIGNED_LE: what the NV index holds, its unsigned number, is at most the operand (part 2, table 22)."""
+
+_SELECT_SIZE = 3  # bytes of the bit map of PCRs 0 to 23
+
+
+def policy_digest(policy: tuple[Assertion, ...], algorithm: str) -> bytes:
+    """The policyDigest after ``policy`` in a session whose authHash is ``algorithm`` (hashlib's name).
+
+    Raises:
+        PolicyFileError: a PCR digest has another size than that algorithm's.
+    """
+    digest = bytes(hashlib.new(algorithm).digest_size)
+    for assertion in policy:
+        digest = _extended(digest, assertion, algorithm)
+    return digest
+
+
+def branch_digests(assertion: Or, algorithm: str) -> list[bytes]:
+    """The digests that TPM2_PolicyOR takes."""
+    return [policy_digest(branch, algorithm) for branch in assertion.branches]
+
+
+def pcr_selection(assertion: Pcr) -> bytes:
+    """TPML_PCR_SELECTION of one bank (part 2, 10.9.7)."""
+    bits = sum(1 << pcr for pcr in assertion.pcrs)
+    bank = BANKS[assertion.bank][0]
+    return (
+        (1).to_bytes(4, "big") + bank.to_bytes(2, "big") + bytes([_SELECT_SIZE]) + bits.to_bytes(_SELECT_SIZE, "little")
+    )
+
+
+def nv_arguments(assertion: Nv) -> bytes:
+    """The comparison of TPM2_PolicyNV: operandB without its size, offset, operation."""
+    return assertion.operand + (0).to_bytes(2, "big") + UNSIGNED_LE.to_bytes(2, "big")
+
+
+def approval_digest(signed: SignedPolicy) -> bytes:
+    """aHash, what the operator signed: the signer's nameAlg over approvedPolicy and policyRef (part 3, 23.16)."""
+    return hashlib.new(name_algorithm(signed.signer_name), signed.digest + signed.policy_ref).digest()
+
+
+def name_algorithm(name: bytes) -> str:
+    """The algorithm of a Name, as hashlib calls it."""
+    return NAME_ALGORITHMS[int.from_bytes(name[:2], "big")]
+
+
+def name_of(public: bytes) -> bytes:
+    """The Name of a TPMT_PUBLIC (part 1, 16); empty if its nameAlg is unknown."""
+    algorithm = NAME_ALGORITHMS.get(int.from_bytes(public[2:4], "big"))
+    return public[2:4] + hashlib.new(algorithm, public).digest() if algorithm else b""
+
+
+def _extended(digest: bytes, assertion: Assertion, algorithm: str) -> bytes:
+    def extend(before: bytes, code: int, arguments: bytes) -> bytes:
+        return hashlib.new(algorithm, before + code.to_bytes(4, "big") + arguments).digest()
+
+    zero = bytes(len(digest))
+    match assertion:
+        case Pcr():
+            if len(assertion.digest) != len(digest):
+                raise PolicyFileError(f"a PCR digest has {len(assertion.digest)} bytes, not {len(digest)}")
+            return extend(digest, CC_POLICY_PCR, pcr_selection(assertion) + assertion.digest)
+        case AuthValue():
+            return extend(digest, CC_POLICY_AUTH_VALUE, b"")
+        case Nv():
+            arguments = hashlib.new(algorithm, nv_arguments(assertion)).digest()
+            return extend(digest, CC_POLICY_NV, arguments + assertion.name)
+        case Or():
+            return extend(zero, CC_POLICY_OR, b"".join(branch_digests(assertion, algorithm)))
+        case Authorize():
+            first = extend(zero, CC_POLICY_AUTHORIZE, assertion.signer_name)
+            return hashlib.new(algorithm, first + assertion.policy_ref).digest()
