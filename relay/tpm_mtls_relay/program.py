@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from tpm_mtls_relay.errors import RelayError
+from tpm_mtls_relay.observers import Observers
 from tpm_mtls_relay.options import parse_options
 from tpm_mtls_relay.transport import open_transport
 from tpm_mtls_relay.wire import HEADER, refusal, size_of
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     """Serves the program on stdin and stdout until it closes them; returns the exit status."""
-    transport = open_transport(parse_options(arguments).tcti)
-    serve(0, 1, transport)
+    options = parse_options(arguments)
+    observers = Observers(options)
+    transport = open_transport(options.tcti)
+    serve(0, 1, observers.before(transport))
     transport.close()
+    observers.close()
     return 0
 
 
