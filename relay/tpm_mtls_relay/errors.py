@@ -3,8 +3,8 @@
 A response code's bits 16 to 23 name the layer of the software stack that it comes from; 0 is the TPM, 11 a resource
 manager (TSS 2.0 Overview and Common Structures Specification 1.0, 5.3), and codes from 0xF800 are the implementation's
 own. After a code of any other layer than these libtss2's ESAPI takes its connection for broken, and answers everything
-that follows with TSS2_ESYS_RC_BAD_SEQUENCE (iesys_tpm_error in esys_iutil.c, 3.2 to 4.1): a policy that is not satisfied
-today would lock a web server out until it is restarted. `tpm_mtls.response_codes` puts the codes into words.
+that follows with TSS2_ESYS_RC_BAD_SEQUENCE (iesys_tpm_error in esys_iutil.c, 3.2 to 4.1): a policy that is not
+satisfied once would lock a web server out until it is restarted. `tpm_mtls.response_codes` puts the codes into words.
 """
 
 from __future__ import annotations
@@ -39,6 +39,13 @@ class MalformedCommandError(RelayError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, MALFORMED_COMMAND)
+
+
+class UnreadableError(RelayError):
+    """Bytes are not the structure that they should be."""
+
+    def __init__(self, message: str, code: int = MALFORMED_COMMAND) -> None:
+        super().__init__(message, code)
 
 
 class TransportError(RelayError):

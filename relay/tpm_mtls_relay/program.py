@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 
 from tpm_mtls_relay.errors import RelayError
-from tpm_mtls_relay.observers import Observers
+from tpm_mtls_relay.layers import build_layers
 from tpm_mtls_relay.options import parse_options
-from tpm_mtls_relay.transport import open_transport
 from tpm_mtls_relay.wire import HEADER, refusal, size_of
 
 TYPE_CHECKING = False
@@ -17,12 +16,11 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     """Serves the program on stdin and stdout until it closes them; returns the exit status."""
-    options = parse_options(arguments)
-    observers = Observers(options)
-    transport = open_transport(options.tcti)
-    serve(0, 1, observers.before(transport))
-    transport.close()
-    observers.close()
+    layers = build_layers(parse_options(arguments))
+    try:
+        serve(0, 1, layers)
+    finally:
+        layers.close()
     return 0
 
 

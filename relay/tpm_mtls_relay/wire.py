@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import struct
 
-from tpm_mtls_relay.errors import MALFORMED_RESPONSE, MalformedCommandError, RelayError, TransportError
+from tpm_mtls_relay.commands import handle_count
+from tpm_mtls_relay.errors import (
+    MALFORMED_RESPONSE,
+    MalformedCommandError,
+    RelayError,
+    TransportError,
+    UnreadableError,
+)
+from tpm_mtls_relay.reader import Reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +46,56 @@ def size_of(header: bytes) -> int:
 def code_of(message: bytes) -> int:
     """TPM_CC of a whole command, or the response code of a whole response."""
     return int(HEADER.unpack_from(message)[2])
+
+
+def tag_of(message: bytes) -> int:
+    """TPM_ST of a whole command or response: `NO_SESSIONS` or `SESSIONS`."""
+    return int(HEADER.unpack_from(message)[0])
+
+
+def handles_of(command: bytes) -> tuple[int, ...]:
+    """The handles before the authorization area; none where the command is unknown.
+
+    Raises:
+        UnreadableError: the command is too short for them.
+    """
+    reader = Reader(command, HEADER.size)
+    return tuple(reader.number(4) for _ in range(handle_count(code_of(command)) or 0))
+
+
+def sessions_of(command: bytes) -> list[tuple[int, int]]:
+    """Handle and attributes (TPMA_SESSION) of each session in the authorization area, passwords (0x40000009) included.
+
+    Empty where the command is unknown or its area unreadable: the TPM refuses those.
+    """
+    if tag_of(command) != SESSIONS or handle_count(code_of(command)) is None:
+        return []
+    found = []
+    try:
+        reader = Reader(command, HEADER.size + 4 * len(handles_of(command)))
+        area = Reader(reader.sized_long())
+        while not area.at_end:
+            handle = area.number(4)
+            area.sized()  # nonce
+            found.append((handle, area.number(1)))
+            area.sized()  # HMAC or password
+    except UnreadableError:
+        return []
+    return found
+
+
+def parameters_of(command: bytes) -> bytes:
+    """What comes after handles and authorization area; empty where the command is unknown.
+
+    Raises:
+        UnreadableError: the command is too short for them.
+    """
+    if handle_count(code_of(command)) is None:
+        return b""
+    reader = Reader(command, HEADER.size + 4 * len(handles_of(command)))
+    if tag_of(command) == SESSIONS:
+        reader.sized_long()
+    return reader.rest()
 
 
 def check_response(response: bytes) -> bytes:

@@ -1,0 +1,89 @@
+"""The relay before a simulated TPM: its layers in this process, or the program as libtss2 starts it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import tpm_mtls_relay
+from tpm_mtls_relay.layers import build_layers
+from tpm_mtls_relay.options import parse_options
+from tpm_mtls_relay.wire import HEADER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.tpm import SimulatedTpm
+    from tpm_mtls_relay.layers import Layers
+
+
+@contextmanager
+def relay_layers(tpm: SimulatedTpm, *options: str) -> Iterator[Layers]:
+    """All layers, in this process; commands and responses are bytes: ``layers(command)``."""
+    layers = build_layers(parse_options(["--tcti", tpm.tcti, *options]))
+    try:
+        yield layers
+    finally:
+        layers.close()
+
+
+class RelayProcess:
+    """The relay as a program; ``tcti`` is the TPM behind it."""
+
+    def __init__(self, tcti: str, *options: str) -> None:
+        program = [sys.executable, "-I", "-S", str(Path(tpm_mtls_relay.__file__).parent)]
+        self.process = subprocess.Popen(
+            [*program, "--tcti", tcti, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def __call__(self, command: bytes) -> bytes:
+        """The response to ``command``."""
+        self.write(command)
+        return self.read()
+
+    def write(self, data: bytes) -> None:
+        """Writes to its stdin."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(data)
+
+    def read(self) -> bytes:
+        """Its next response; empty when it closed its stdout."""
+        header = self._read(HEADER.size)
+        return header and header + self._read(HEADER.unpack(header)[1] - HEADER.size)
+
+    def close(self) -> int:
+        """Closes its stdin, waits for its end; the exit status."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+        return self.process.wait(timeout=10)
+
+    def _read(self, size: int) -> bytes:
+        stdout: IO[bytes] | None = self.process.stdout
+        assert stdout is not None
+        data = b""
+        while len(data) < size:
+            piece = stdout.read(size - len(data))
+            if not piece:
+                return b""
+            data += piece
+        return data
+
+
+@contextmanager
+def relay_process(tpm: SimulatedTpm, *options: str) -> Iterator[RelayProcess]:
+    """The program, ended at the end."""
+    relay = RelayProcess(tpm.tcti, *options)
+    try:
+        yield relay
+    finally:
+        if relay.process.poll() is None:
+            relay.close()
