@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tpm_mtls.configuration import RELAY_USES, RELAY_VARIABLE
 from tpm_mtls.identity import DEFAULT_FOLDER
 from tpm_mtls.tcti import DEFAULT_TCTI, ENVIRONMENT
 
@@ -23,7 +24,17 @@ def tcti_option(function: F) -> F:
         "--tcti",
         metavar="TCTI",
         help=f"Where the TPM is, such as {DEFAULT_TCTI} or swtpm:port=2321.  "
-        f"[default: ${ENVIRONMENT}, then {DEFAULT_TCTI}]",
+        f"[default: ${ENVIRONMENT}, then the configuration, then {DEFAULT_TCTI}]",
+    )(function)
+
+
+def relay_option(function: F) -> F:
+    """``--relay``: when a TPM key is used through the relay; passes the word or none to the parameter ``relay``."""
+    return click.option(
+        "--relay",
+        type=click.Choice(RELAY_USES),
+        help="Use the key through the TPM relay: where it has a policy (auto), always, or never.  "
+        f"[default: ${RELAY_VARIABLE}, then the configuration, then auto]",
     )(function)
 
 

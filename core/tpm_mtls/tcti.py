@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from tpm_mtls.configuration import load_configuration
 from tpm_mtls.errors import TctiInvalidError, TpmUnavailableError, TpmVersionError
 
 DEFAULT_TCTI = "device:/dev/tpmrm0"
@@ -17,18 +18,19 @@ KNOWN = ("device", "swtpm", "mssim", "tabrmd", "cmd", "pcap", "libtpms")
 
 
 def resolve_tcti(explicit: str | None, *, kernel: Path = Path("/sys/class/tpm")) -> str:
-    """The TCTI string to use: ``explicit``, else the environment's TPM_MTLS_TCTI, else `DEFAULT_TCTI`.
+    """The TCTI string to use: ``explicit``, else $TPM_MTLS_TCTI, else the configuration's, else `DEFAULT_TCTI`.
 
     Args:
         explicit: what the user gave, if anything.
         kernel: folder in which the kernel describes its TPM devices.
 
     Raises:
+        UsageError, StorageError: the configuration file is wrong, or cannot be read.
         TctiInvalidError: it names no known transport.
         TpmUnavailableError: it is a device file that is not there or may not be opened.
         TpmVersionError: it is a device that says it is a TPM 1.2.
     """
-    tcti = explicit or os.environ.get(ENVIRONMENT) or DEFAULT_TCTI
+    tcti = explicit or os.environ.get(ENVIRONMENT) or load_configuration().tcti or DEFAULT_TCTI
     tcti = DEFAULT_TCTI if tcti in _LIBTSS2_DEFAULT else tcti
     name, _, configuration = tcti.partition(":")
     if name not in KNOWN or re.search(r"[\x00-\x1f]", tcti):

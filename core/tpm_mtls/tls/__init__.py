@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tpm_mtls.authorization import Secret
+    from tpm_mtls.configuration import RelayUse
     from tpm_mtls.identity import Identity
 
 __all__ = ["ClientCertificates", "IdentityContext", "client_context", "server_context", "trust_context", "utc_now"]
@@ -48,6 +49,7 @@ def client_context(
     *,
     tcti: str | None = None,
     authorization: Secret | None = None,
+    relay: RelayUse | None = None,
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
     clock: Callable[[], datetime] = utc_now,
 ) -> IdentityContext:
@@ -57,6 +59,8 @@ def client_context(
         identity: key, certificate chain and trust anchors.
         tcti: where the TPM is; see `tpm_mtls.tcti.resolve_tcti`. Not looked at for a software key.
         authorization: the key's authorization value, or the passphrase of an encrypted software key.
+        relay: whether a TPM key is used through the relay: ``auto`` (where it has a policy), ``always`` or ``never``;
+            what the environment or the configuration says by default, and else ``auto``. See `tpm_mtls.relay`.
         minimum_version: TLS 1.3, or 1.2.
         clock: the present time, for the own certificate's validity.
 
@@ -68,7 +72,7 @@ def client_context(
         UsageError: another TLS version, or a passphrase is missing.
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT, identity.trust, ssl.CERT_REQUIRED, minimum_version)
-    context.load_own_key(Source(identity, tcti, authorization, clock))
+    context.load_own_key(Source(identity, tcti, authorization, clock, relay))
     return context
 
 
@@ -77,6 +81,7 @@ def server_context(
     *,
     tcti: str | None = None,
     authorization: Secret | None = None,
+    relay: RelayUse | None = None,
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
     client_certificates: ClientCertificates = ClientCertificates.REQUIRED,
     clock: Callable[[], datetime] = utc_now,
@@ -89,7 +94,7 @@ def server_context(
     wanted = client_certificates is not ClientCertificates.NONE
     trust = identity.trust if wanted else None
     context = _context(ssl.PROTOCOL_TLS_SERVER, trust, client_certificates.value, minimum_version)
-    context.load_own_key(Source(identity, tcti, authorization, clock))
+    context.load_own_key(Source(identity, tcti, authorization, clock, relay))
     return context
 
 

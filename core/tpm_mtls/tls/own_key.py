@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from tpm_mtls.errors import (
@@ -19,8 +20,8 @@ from tpm_mtls.errors import (
 )
 from tpm_mtls.key_reference import KeyFile, PersistentHandle
 from tpm_mtls.openssl import certificates, contexts, keys, provider
+from tpm_mtls.relay import key_tcti
 from tpm_mtls.response_codes import describe, tpm_error
-from tpm_mtls.tcti import resolve_tcti
 from tpm_mtls.tls import process_hooks
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from tpm_mtls.authorization import Secret
+    from tpm_mtls.configuration import RelayUse
     from tpm_mtls.identity import Identity
     from tpm_mtls.openssl.certificates import Chain
     from tpm_mtls.openssl.keys import LoadedKey
@@ -66,12 +68,14 @@ class Source:
         tcti: where the TPM is, as the caller gave it.
         authorization: the key's authorization value, or the passphrase of an encrypted software key.
         clock: the present time, for the certificate's validity.
+        relay: whether a TPM key is used through the relay, as the caller said; see `tpm_mtls.relay.key_tcti`.
     """
 
     identity: Identity
     tcti: str | None
     authorization: Secret | None
     clock: Callable[[], datetime]
+    relay: RelayUse | None = None
 
 
 class OwnKey:
@@ -215,7 +219,8 @@ class OwnKey:
         key, authorization = self._source.identity.key, self._source.authorization
         if isinstance(key, KeyFile) and not key.is_tss2():
             return keys.load_software_key(key, authorization), None
-        connection = provider.connect(resolve_tcti(self._source.tcti))
+        tcti = key_tcti(self._source.tcti, key, self._source.identity.certificate, relay=self._source.relay)
+        connection = provider.connect(tcti)
         try:
             return self._load_tpm_key(connection, expected), connection
         except TpmUnavailableError:
@@ -242,7 +247,7 @@ class OwnKey:
 
     def _sign(self, pkey: int, connection: TpmConnection) -> bytes:
         with provider.turn(connection):
-            return keys.sign_test_message(pkey, connection.libctx, self._signing_error)
+            return keys.sign_test_message(pkey, connection.libctx, partial(self._signing_error, connection.tcti))
 
     def _install(self, chain: Chain, loaded: LoadedKey) -> None:
         if not contexts.use(self._ssl_ctx, chain.leaf, chain.issuers, loaded.pkey):
@@ -252,13 +257,13 @@ class OwnKey:
                 hint="give the certificate that was issued for this key, or enroll again",
             )
 
-    def _signing_error(self, rc: int | None, text: str) -> TpmMtlsError:
+    def _signing_error(self, tcti: str, rc: int | None, text: str) -> TpmMtlsError:
         key = self._source.identity.key
         if rc is None:
             return OpensslError(
                 f"the key {key} does not sign: {text}", hint="try it with openssl: tpm-mtls openssl-env --help"
             )
-        error = tpm_error(rc, doing=f"sign with the key {key}", tcti=resolve_tcti(self._source.tcti))
+        error = tpm_error(rc, doing=f"sign with the key {key}", tcti=tcti)
         if isinstance(error, HandleNotFoundError) or rc == _BAD_OBJECT:
             return self._gone(describe(rc), rc)
         if isinstance(error, AuthorizationError) and self._source.authorization is None:
