@@ -29,8 +29,10 @@ from tpm_mtls.tcti import resolve_tcti
 from tpm_mtls.tpm.attestation import Attestation
 from tpm_mtls.tpm.boundary import command, public_area, sized_public
 from tpm_mtls.tpm.capabilities import read_facts, read_persistent_handles
+from tpm_mtls.tpm.counter import Counters
 from tpm_mtls.tpm.endorsement import EndorsementKeys
 from tpm_mtls.tpm.nv import NvMemory
+from tpm_mtls.tpm.pcrs import Pcrs
 from tpm_mtls.tpm.resources import Resources
 from tpm_mtls.tpm.storage_root import StorageRootKey
 from tpm_mtls.tpm.templates import hierarchy_parent_template
@@ -103,6 +105,8 @@ class Tpm:
         endorsement: its endorsement keys and their certificates.
         attestation: what it says of its keys.
         nv: its NV memory.
+        counters: counters in it.
+        pcrs: its platform configuration registers.
     """
 
     def __init__(self, context: ESAPI, tcti: str, resources: Resources, srk_authorization: Secret | None) -> None:
@@ -111,6 +115,8 @@ class Tpm:
         self.endorsement = EndorsementKeys(self, resources)
         self.attestation = Attestation(resources)
         self.nv = NvMemory(resources)
+        self.counters = Counters(resources, self.nv)
+        self.pcrs = Pcrs(resources)
         self._context = context
         self._resources = resources
         self._srk_authorization = srk_authorization

@@ -1,0 +1,119 @@
+"""States of a machine, as its PCRs show them: recorded on a device, and made into policies."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from tpm_mtls.errors import PolicyError, UsageError
+from tpm_mtls.policy.document import (
+    BANKS,
+    BRANCHES,
+    FORMAT,
+    LIMIT,
+    PCRS,
+    PolicyOr,
+    PolicyPcr,
+    check_assertions,
+    pcr_digest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from tpm_mtls.policy.document import Assertion
+    from tpm_mtls.tpm.pcrs import Pcrs
+
+_SELECTION: Final = re.compile(r"(sha1|sha256|sha384|sha512):([0-9]{1,2}(?:,[0-9]{1,2})*)")
+
+
+class MachineState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``tpm-mtls policy record`` writes: the values of PCRs, in the form of a policy's assertions.
+
+    Attributes:
+        format: version of this structure.
+        description: for people.
+        pcrs: the values, one assertion for each bank.
+    """
+
+    format: int = FORMAT
+    description: str = ""
+    pcrs: tuple[PolicyPcr, ...]
+
+
+def parse_selection(text: str) -> dict[str, tuple[int, ...]]:
+    """The PCRs that ``text`` names, by bank: ``sha256:0,2,7``, or several joined with ``+`` (as tpm2-tools take them).
+
+    Raises:
+        UsageError: it names none, an unknown bank, or numbers beyond 23.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for part in text.split("+"):
+        match = _SELECTION.fullmatch(part)
+        pcrs = sorted({int(number) for number in match[2].split(",")}) if match else []
+        if match is None or match[1] in found or not set(pcrs) <= set(PCRS):
+            raise UsageError(
+                f"not a selection of PCRs: {text[:60]!r}",
+                hint=f"like sha256:0,2,4,7 (banks: {', '.join(BANKS)}; PCRs 0 to {PCRS[-1]})",
+            )
+        found[match[1]] = tuple(pcrs)
+    return found
+
+
+def read_state(pcrs: Pcrs, selection: str, *, now: datetime, description: str = "") -> MachineState:
+    """The present values of the PCRs that ``selection`` names; one command for each eight of a bank.
+
+    Raises:
+        UsageError: ``selection`` is none.
+        AlgorithmUnsupportedError: the TPM does not keep a bank.
+    """
+    recorded = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    found = []
+    for bank, numbers in parse_selection(selection).items():
+        values = pcrs.read(bank, numbers)
+        found.append(
+            PolicyPcr(
+                bank=bank,
+                pcrs=numbers,
+                digest=pcr_digest([values[pcr] for pcr in numbers]).hex(),
+                values={pcr: values[pcr].hex() for pcr in numbers},
+                recorded=recorded,
+            )
+        )
+    return MachineState(description=description, pcrs=tuple(found))
+
+
+def parse_state(data: bytes, name: str) -> MachineState:
+    """The state in ``data``; ``name`` says where it came from, for the errors.
+
+    Raises:
+        PolicyError: malformed, oversized or of another format.
+    """
+    hint = "record it again: tpm-mtls policy record"
+    try:
+        state = msgspec.json.decode(data[: LIMIT + 1], type=MachineState)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PolicyError(f"{name} is no recorded state of a machine: {str(error).lower()}", hint=hint) from error
+    if state.format != FORMAT:
+        raise PolicyError(f"{name} has format {state.format}, expected {FORMAT}", hint="use the tpm-mtls that made it")
+    check_assertions(state.pcrs, name)
+    return state
+
+
+def any_of(states: Sequence[MachineState]) -> tuple[Assertion, ...]:
+    """The policy that the machine is in one of ``states``, the same ones counted once.
+
+    Raises:
+        UsageError: there is none, or more than PolicyOR takes.
+    """
+    branches = list({tuple(pcr.digest for pcr in state.pcrs): state.pcrs for state in states}.values())
+    if len(branches) == 1:
+        return branches[0]
+    if len(branches) not in BRANCHES:
+        raise UsageError(
+            f"{len(branches)} states of the machine are given", hint=f"give 1 to {BRANCHES[-1]}: --pcrs, --pcr-values"
+        )
+    return (PolicyOr(branches=tuple(branches)),)
