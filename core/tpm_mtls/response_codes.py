@@ -2,7 +2,8 @@
 
 Layout of a code: TPM 2.0 Library part 2 rev 1.59, 6.6 (format zero and format one), and TSS 2.0 Overview rev 1.0,
 table 7 for the layer in bits 16 to 23. Both the ESAPI (`tpm_mtls.tpm`) and OpenSSL's provider (`tpm_mtls.openssl`)
-report these numbers, so this table is the one place that says what they mean.
+report these numbers, so this table is the one place that says what they mean. What the relay answers by itself is in
+`tpm_mtls.relay_codes`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tpm_mtls.errors import (
     ForeignKeyError,
     HandleNotFoundError,
     KeyGoneError,
+    PolicyRefusedError,
     TctiInvalidError,
     TpmLockoutError,
     TpmMemoryError,
@@ -24,6 +26,8 @@ from tpm_mtls.errors import (
     TpmUnavailableError,
     TpmVersionError,
 )
+from tpm_mtls.relay import tpm_behind
+from tpm_mtls.relay_codes import CHECK_POLICY, KEY, NO_TPM, relay_code_name, relay_error
 
 _LAYER_SHIFT = 16
 _LAYERS = {
@@ -84,9 +88,9 @@ _FORMAT_ONE_MEANINGS = {
     ),
     0x1D: _Meaning(
         "TPM_RC_POLICY_FAIL",
-        AuthorizationError,
-        "the key's policy is not satisfied",
-        "the machine booted something else than what the key is bound to, or it must be used otherwise",
+        PolicyRefusedError,
+        "the key's policy is not satisfied: this machine booted something else than what the key is bound to",
+        CHECK_POLICY,
     ),
     0x1F: _Meaning(
         "TPM_RC_INTEGRITY",
@@ -112,11 +116,24 @@ _FORMAT_ZERO_MEANINGS = {
     0x120: _Meaning(
         "TPM_RC_DISABLED", TpmRefusedError, "that command is disabled", "enable the hierarchy in the firmware"
     ),
+    0x126: _Meaning(
+        "TPM_RC_POLICY",
+        PolicyRefusedError,
+        "the key's policy is not satisfied: its signed policy is older than the newest one installed here",
+        f"install the newest one: tpm-mtls policy install; {CHECK_POLICY}",
+    ),
+    0x128: _Meaning(
+        "TPM_RC_PCR_CHANGED",
+        PolicyRefusedError,
+        "a PCR changed while the key's policy was being proved",
+        f"try again when the machine has finished booting; {CHECK_POLICY}",
+    ),
     0x12F: _Meaning(
         "TPM_RC_AUTH_UNAVAILABLE",
-        AuthorizationError,
-        "it takes no authorization value, only its policy",
-        "use another key: the project's own keys need no policy",
+        PolicyRefusedError,
+        "it takes no authorization value, only its policy, and none was found",
+        "its policy is a file NAME.policy.json beside the key or its certificate, and it needs the relay "
+        f"(--relay auto); see tpm-mtls policy show {KEY}",
     ),
     0x143: _Meaning(
         "TPM_RC_COMMAND_CODE", AlgorithmUnsupportedError, "this TPM does not have that command", "update its firmware"
@@ -166,8 +183,8 @@ _GONE = _Meaning(
     "load it again; programs that use the client do so by themselves",
 )
 
-_BROKEN_CONNECTION = 0x70007
-"""TSS2_ESYS_RC_BAD_SEQUENCE: what the ESAPI answers to everything after its transport failed once."""
+_BROKEN_CONNECTION = {0x70007, NO_TPM}
+"""TSS2_ESYS_RC_BAD_SEQUENCE, what the ESAPI answers to everything after its transport failed once; and the relay's."""
 
 # TPM_BADTAG, which a TPM 1.2 answers to every 2.0 command (part 2, 6.6.1); and what libtss2's SAPI makes of its tag
 _TPM_1_2_ANSWERS = {0x01E, 0x80001}
@@ -183,8 +200,21 @@ def tpm_error(rc: int, *, doing: str, tcti: str) -> TpmMtlsError:
 
     Returns:
         An error of the class that `tpm_mtls.errors` draws: transport failures are `TpmUnavailableError`, an answer of
-        a TPM 1.2 `TpmVersionError`, everything else a `TpmRefusedError` or one of its children.
+        a TPM 1.2 `TpmVersionError`, an unusable policy `PolicyError`, everything else a `TpmRefusedError` or one of its
+        children. Where the relay is in between it speaks of the TPM behind it.
     """
+    error = relay_error(rc, doing=doing, tcti=tpm_behind(tcti)) or _unavailable(rc, tcti)
+    if error is not None:
+        return error
+    meaning = _meaning(rc)
+    if meaning is None:
+        return TpmRefusedError(f"cannot {doing}: {describe(rc)}", hint=_REFUSED, rc=rc)
+    return meaning.error(f"cannot {doing}: {meaning.text} ({describe(rc)})", hint=meaning.hint, rc=rc)
+
+
+def _unavailable(rc: int, through: str) -> TpmUnavailableError | None:
+    """The error for a code that says that no usable TPM answers ``through`` a TCTI; none for another code."""
+    tcti = tpm_behind(through)
     if rc in _TPM_1_2_ANSWERS:
         return TpmVersionError(
             f"the TPM at {tcti} is a TPM 1.2", hint="a TPM 2.0 is needed; some firmware can switch", tcti=tcti
@@ -196,21 +226,18 @@ def tpm_error(rc: int, *, doing: str, tcti: str) -> TpmMtlsError:
             tcti=tcti,
         )
     if rc == _TCTI_NOT_SUPPORTED:
-        library = f"libtss2-tcti-{tcti.removeprefix('pcap:').partition(':')[0]}"
+        library = f"libtss2-tcti-{through.removeprefix('pcap:').partition(':')[0]}"
         return TpmUnavailableError(
             f"libtss2 cannot use the transport of {tcti}: it is not installed, or its service does not run",
             hint=f"install the package of {library}, or name another --tcti",
             tcti=tcti,
         )
     layer = rc >> _LAYER_SHIFT
-    if layer == _TCTI_LAYER or rc == _BROKEN_CONNECTION or (layer in _STACK and rc & 0xFFFF in _NO_TPM_ANSWER):
+    if layer == _TCTI_LAYER or rc in _BROKEN_CONNECTION or (layer in _STACK and rc & 0xFFFF in _NO_TPM_ANSWER):
         return TpmUnavailableError(
             f"no TPM answers at {tcti} (response code {rc:#x})", hint=_why_silent(tcti), tcti=tcti
         )
-    meaning = _meaning(rc)
-    if meaning is None:
-        return TpmRefusedError(f"cannot {doing}: {describe(rc)}", hint=_REFUSED, rc=rc)
-    return meaning.error(f"cannot {doing}: {meaning.text} ({describe(rc)})", hint=meaning.hint, rc=rc)
+    return None
 
 
 def _why_silent(tcti: str) -> str:
@@ -223,7 +250,7 @@ def describe(rc: int) -> str:
     """``rc`` in short, such as ``TPM_RC_BAD_AUTH, session 1, 0x9a2``."""
     layer = _LAYERS.get(rc >> _LAYER_SHIFT, f"layer {rc >> _LAYER_SHIFT}")
     meaning = _meaning(rc)
-    name = meaning.name if meaning else f"{layer} response code"
+    name = meaning.name if meaning else relay_code_name(rc) or f"{layer} response code"
     return ", ".join(filter(None, [name, _subject(rc), f"{rc:#05x}"]))
 
 

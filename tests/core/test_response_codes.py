@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpm_mtls import errors
+from tpm_mtls.relay import relay_tcti
 from tpm_mtls.response_codes import describe, tpm_error
+from tpm_mtls_relay import errors as relay
 
 
 @pytest.mark.parametrize(
@@ -25,7 +27,26 @@ from tpm_mtls.response_codes import describe, tpm_error
             errors.AuthorizationError,
             r"wrong or missing authorization value \(TPM_RC_BAD_AUTH, session 1, 0x9a2\)",
         ),
-        (0x99D, errors.AuthorizationError, "policy is not satisfied"),
+        (
+            0x99D,
+            errors.PolicyRefusedError,
+            r"booted something else than what the key is bound to \(TPM_RC_POLICY_FAIL, session 1, 0x99d\)",
+        ),
+        (0x126, errors.PolicyRefusedError, "its signed policy is older than the newest one installed here"),
+        (0x128, errors.PolicyRefusedError, "a PCR changed"),
+        (0x12F, errors.PolicyRefusedError, "only its policy, and none was found"),
+        (relay.MALFORMED_COMMAND, errors.TpmRefusedError, "no TPM command"),
+        (relay.NO_TPM, errors.TpmUnavailableError, r"no TPM answers at swtpm:port=1 \(response code 0xbf902\)"),
+        (relay.MALFORMED_RESPONSE, errors.TpmUnavailableError, "what answers is no TPM at swtpm:port=1"),
+        (relay.KEY_GONE, errors.KeyGoneError, r"no longer in the TPM.*\(KEY_GONE, 0xbf904\)"),
+        (relay.POLICY_MISSING, errors.PolicyError, r"its file is missing \(POLICY_MISSING, 0xbf910\)"),
+        (relay.POLICY_DAMAGED, errors.PolicyError, "is damaged"),
+        (relay.POLICY_NOT_THE_KEYS, errors.PolicyError, "another one than the key was made with"),
+        (relay.POLICY_NOT_SATISFIED, errors.PolicyRefusedError, "in none of the states that it allows"),
+        (relay.POLICY_BANK_MISSING, errors.PolicyRefusedError, "a PCR bank that this TPM does not have"),
+        (relay.POLICY_SIGNATURE, errors.PolicyError, "the signature of a signed policy is wrong"),
+        (relay.POLICY_OUTDATED, errors.PolicyRefusedError, "older than the newest one that was installed"),
+        (relay.POLICY_UNSIGNED, errors.PolicyError, "wants a signed policy, and there is none"),
         (0x1DF, errors.ForeignKeyError, r"another TPM.*\(TPM_RC_INTEGRITY, parameter 1, 0x1df\)"),
         (0x910, errors.KeyGoneError, "no longer in the TPM"),
         (0x18B, errors.HandleNotFoundError, r"nothing at that handle \(TPM_RC_HANDLE, handle 1, 0x18b\)"),
@@ -63,3 +84,24 @@ def test_every_code_has_an_error_and_a_description(rc: int) -> None:
     assert str(error)
     assert error.hint
     assert f"{rc:x}" in describe(rc)
+
+
+def test_every_code_of_the_relay_is_in_words() -> None:
+    codes = {name: code for name, code in vars(relay).items() if isinstance(code, int) and name != "LAYER"}
+    for name, code in codes.items():
+        error = tpm_error(code, doing="do it", tcti="swtpm:port=1")
+        assert name in str(error) or f"{code:#x}" in str(error)
+        assert "resource manager" not in str(error)
+    assert tpm_error(relay.LAYER | 0x150, doing="do it", tcti="swtpm:port=1").args == (
+        "cannot do it: resource manager response code, 0xbf950",
+    )
+
+
+def test_through_the_relay_the_error_names_the_tpm_behind_it() -> None:
+    through = relay_tcti("device:/dev/tpm0")
+    error = tpm_error(0xA000A, doing="do it", tcti=through)
+    assert isinstance(error, errors.TpmUnavailableError)
+    assert error.tcti == "device:/dev/tpm0"
+    assert str(error) == "no TPM answers at device:/dev/tpm0 (response code 0xa000a)"
+    assert "--tcti device:/dev/tpmrm0" in error.hint
+    assert "libtss2-tcti-cmd" in tpm_error(0xA0015, doing="do it", tcti=through).hint

@@ -21,6 +21,7 @@ from tpm_mtls.errors import (
 from tpm_mtls.key_reference import KeyFile, PersistentHandle
 from tpm_mtls.openssl import certificates, contexts, keys, provider
 from tpm_mtls.relay import key_tcti
+from tpm_mtls.relay_codes import KEY
 from tpm_mtls.response_codes import describe, tpm_error
 from tpm_mtls.tls import process_hooks
 
@@ -270,6 +271,7 @@ class OwnKey:
             return AuthorizationError(
                 f"the key {key} needs an authorization value ({describe(rc)})", hint=error.hint, rc=rc
             )
+        error.hint = error.hint.replace(KEY, f"--key {key}")
         return error
 
     def _gone(self, why: str, rc: int = 0) -> KeyGoneError:
