@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 
+from tpm_mtls_relay.commands import POLICY_AUTH_VALUE, POLICY_AUTHORIZE, POLICY_NV, POLICY_OR, POLICY_PCR
 from tpm_mtls_relay.policy_file import (
     BANKS,
     NAME_ALGORITHMS,
@@ -20,14 +21,8 @@ from tpm_mtls_relay.policy_file import (
     SignedPolicy,
 )
 
-CC_POLICY_NV = 0x149
-CC_POLICY_AUTHORIZE = 0x16A
-CC_POLICY_AUTH_VALUE = 0x16B
-CC_POLICY_OR = 0x171
-CC_POLICY_PCR = 0x17F
-
-UNSIGNED_LE = 0x0009
-"""TPM_EO_UNSIGNED_LE: what the NV index holds, its unsigned number, is at most the operand (part 2, table 22)."""
+NV_COMPARISON = b"\x00\x00\x00\x09"
+"""Offset 0, and TPM_EO_UNSIGNED_LE: the unsigned number in the NV index is at most the operand (part 2, table 22)."""
 
 _SELECT_SIZE = 3  # bytes of the bit map of PCRs 0 to 23
 
@@ -58,11 +53,6 @@ def pcr_selection(assertion: Pcr) -> bytes:
     )
 
 
-def nv_arguments(assertion: Nv) -> bytes:
-    """The comparison of TPM2_PolicyNV: operandB without its size, offset, operation."""
-    return assertion.operand + (0).to_bytes(2, "big") + UNSIGNED_LE.to_bytes(2, "big")
-
-
 def approval_digest(signed: SignedPolicy) -> bytes:
     """aHash, what the operator signed: the signer's nameAlg over approvedPolicy and policyRef (part 3, 23.16)."""
     return hashlib.new(name_algorithm(signed.signer_name), signed.digest + signed.policy_ref).digest()
@@ -88,14 +78,14 @@ def _extended(digest: bytes, assertion: Assertion, algorithm: str) -> bytes:
         case Pcr():
             if len(assertion.digest) != len(digest):
                 raise PolicyFileError(f"a PCR digest has {len(assertion.digest)} bytes, not {len(digest)}")
-            return extend(digest, CC_POLICY_PCR, pcr_selection(assertion) + assertion.digest)
+            return extend(digest, POLICY_PCR, pcr_selection(assertion) + assertion.digest)
         case AuthValue():
-            return extend(digest, CC_POLICY_AUTH_VALUE, b"")
+            return extend(digest, POLICY_AUTH_VALUE, b"")
         case Nv():
-            arguments = hashlib.new(algorithm, nv_arguments(assertion)).digest()
-            return extend(digest, CC_POLICY_NV, arguments + assertion.name)
+            arguments = hashlib.new(algorithm, assertion.operand + NV_COMPARISON).digest()
+            return extend(digest, POLICY_NV, arguments + assertion.name)
         case Or():
-            return extend(zero, CC_POLICY_OR, b"".join(branch_digests(assertion, algorithm)))
+            return extend(zero, POLICY_OR, b"".join(branch_digests(assertion, algorithm)))
         case Authorize():
-            first = extend(zero, CC_POLICY_AUTHORIZE, assertion.signer_name)
+            first = extend(zero, POLICY_AUTHORIZE, assertion.signer_name)
             return hashlib.new(algorithm, first + assertion.policy_ref).digest()
