@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tpm_mtls_relay.observers import Observers
+from tpm_mtls_relay.policy_authorization import PolicyAuthorization
 from tpm_mtls_relay.tracking import Tracking
 from tpm_mtls_relay.transport import open_transport
 
@@ -31,6 +32,8 @@ class Layers:
         self._tracking = Tracking(self._observers.before(self._transport))
         self.objects: Objects = self._tracking.objects
         self._outermost: Exchange = self._tracking
+        if not options.pass_through:
+            self._outermost = PolicyAuthorization(self._outermost, self.objects, options.policies)
 
     def __call__(self, command: bytes) -> bytes:
         """The response to ``command``; raises `RelayError`."""
