@@ -150,6 +150,7 @@ class _Checker:
             context = client_context(
                 identity,
                 tcti=self.settings.tcti,
+                relay=self.settings.relay,
                 authorization=self.settings.authorization,
                 minimum_version=self.settings.minimum_version,
             )

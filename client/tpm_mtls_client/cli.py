@@ -89,6 +89,7 @@ def _request(method: str, url: str, *, settings: Settings, include: bool, as_jso
     with connect(
         settings.identity,
         tcti=settings.tcti,
+        relay=settings.relay,
         authorization=settings.authorization,
         minimum_version=settings.minimum_version,
         timeout=Timeout.within(settings.seconds),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tpm_mtls.authorization import Secret
+    from tpm_mtls.configuration import RelayUse
     from tpm_mtls.identity import Identity
     from tpm_mtls.tls import IdentityContext
     from tpm_mtls_client.request import Target
@@ -30,12 +31,13 @@ _log = logging.getLogger("tpm_mtls.client")
 _USER_AGENT = "tpm-mtls-client"
 
 
-def connect(
+def connect(  # noqa: PLR0913 - one keyword per setting
     identity: Identity,
     *,
     base_url: str | None = None,
     tcti: str | None = None,
     authorization: Secret | None = None,
+    relay: RelayUse | None = None,
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
     timeout: Timeout | None = None,
     response_limit: int = RESPONSE_LIMIT,
@@ -47,6 +49,7 @@ def connect(
         base_url: what a request's path is added to, such as ``https://backend.example:8443``.
         tcti: where the TPM is; the environment's TPM_MTLS_TCTI, then the kernel's resource manager by default.
         authorization: the key's authorization value.
+        relay: whether a TPM key is used through the relay; see `tpm_mtls.tls.client_context`.
         minimum_version: TLS 1.3; TLS 1.2 for an old server.
         timeout: for each request; `Timeout`'s own values by default.
         response_limit: bytes of an answer's body.
@@ -59,7 +62,9 @@ def connect(
     """
     if base_url is not None:
         parse_target(base_url)
-    context = client_context(identity, tcti=tcti, authorization=authorization, minimum_version=minimum_version)
+    context = client_context(
+        identity, tcti=tcti, authorization=authorization, relay=relay, minimum_version=minimum_version
+    )
     return Client(context, base_url=base_url, timeout=timeout, response_limit=response_limit)
 
 

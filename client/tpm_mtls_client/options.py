@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tpm_mtls.authorization import read_authorization
-from tpm_mtls.cli_options import auth_option, state_dir_option, tcti_option
+from tpm_mtls.cli_options import auth_option, relay_option, state_dir_option, tcti_option
 from tpm_mtls.errors import UsageError
 from tpm_mtls.identity import Identity, load_identity
 from tpm_mtls.key_reference import parse_key_reference
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tpm_mtls.authorization import Secret
+    from tpm_mtls.configuration import RelayUse
 
 _file = click.Path(dir_okay=False, path_type=Path)
 
@@ -29,6 +30,7 @@ _OPTIONS = (
     click.option("--key", metavar="KEY", help="Its key: a PEM file or a handle such as handle:0x81000100."),
     click.option("--trust", type=_file, metavar="FILE", help="Trust anchors for the other side."),
     tcti_option,
+    relay_option,
     auth_option(),
     click.option(
         "--timeout",
@@ -49,6 +51,7 @@ class Settings:
     Attributes:
         identity: key, certificate, trust anchors.
         tcti: where the TPM is, as given.
+        relay: whether the key is used through the relay, as given.
         authorization: the key's authorization value.
         seconds: for everything together.
         tls12: whether TLS 1.2 is allowed.
@@ -56,6 +59,7 @@ class Settings:
 
     identity: Identity
     tcti: str | None
+    relay: RelayUse | None
     authorization: Secret | None
     seconds: float
     tls12: bool
@@ -79,6 +83,7 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         key: str | None,
         trust: Path | None,
         tcti: str | None,
+        relay: RelayUse | None,
         auth: str | None,
         timeout: float,
         tls12: bool,
@@ -87,6 +92,7 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         settings = Settings(
             identity=_identity(state_dir, cert, key, trust),
             tcti=tcti,
+            relay=relay,
             authorization=read_authorization(auth),
             seconds=timeout,
             tls12=tls12,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from tpm_mtls.errors import UsageError
 from tpm_mtls.files import read_capped
@@ -107,4 +107,4 @@ def relay_use(
 def _relay_use(text: str, where: str) -> RelayUse:
     if text not in RELAY_USES:
         raise UsageError(f"{where} is {text[:40]!r}", hint=f"expected one of {', '.join(RELAY_USES)}")
-    return cast("RelayUse", text)
+    return text

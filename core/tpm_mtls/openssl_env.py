@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from tpm_mtls.cli_options import answer, json_option, state_dir_option, tcti_option
+from tpm_mtls.cli_options import answer, json_option, relay_option, state_dir_option, tcti_option
+
+if TYPE_CHECKING:
+    from tpm_mtls.configuration import RelayUse
 
 _CONFIGURATION = "openssl.cnf"
 
@@ -38,20 +42,33 @@ Never start the TPM's own programs (swtpm, tpm2-abrmd) in this environment: they
     metavar="FILE",
     help=f"Where the OpenSSL configuration is or shall be.  [default: {_CONFIGURATION} in the state folder]",
 )
+@click.option("--key", metavar="KEY", help="The key, if it is not in the state folder: its policy lies beside it.")
 @tcti_option
+@relay_option
 @json_option
-def openssl_env(*, state_dir: Path, config: Path | None, tcti: str | None, as_json: bool) -> None:
+def openssl_env(
+    *,
+    state_dir: Path,
+    config: Path | None,
+    key: str | None,
+    tcti: str | None,
+    relay: RelayUse | None,
+    as_json: bool,
+) -> None:
     """Print the environment in which any OpenSSL program uses keys in the TPM.
 
     Writes an OpenSSL configuration once, and prints shell commands that export OPENSSL_CONF, OPENSSL_MODULES and
-    TPM2OPENSSL_TCTI. The TPM itself is not asked.
+    TPM2OPENSSL_TCTI. The TPM itself is not asked. Where the key has a policy, TPM2OPENSSL_TCTI starts the TPM relay,
+    which satisfies it; --relay always does so for every key, and saves TPM commands.
     """
     from tpm_mtls.files import make_folder  # noqa: PLC0415 - only when the command runs
+    from tpm_mtls.key_reference import parse_key_reference  # noqa: PLC0415 - the same
     from tpm_mtls.openssl.configuration import environment, write_configuration  # noqa: PLC0415 - imports ssl
-    from tpm_mtls.tcti import resolve_tcti  # noqa: PLC0415 - only when the command runs
+    from tpm_mtls.relay import key_tcti, policy_folders  # noqa: PLC0415 - only when the command runs
 
     path = config or state_dir / _CONFIGURATION
-    variables = environment(path, resolve_tcti(tcti))
+    folders = list(dict.fromkeys([*(policy_folders(parse_key_reference(key)) if key else []), state_dir]))
+    variables = environment(path, key_tcti(tcti, folders, relay=relay))
     if config is None:
         make_folder(state_dir)
     write_configuration(path)

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from tpm_mtls.errors import KeyReferenceError, OpensslError, UsageError
 from tpm_mtls.key_reference import KeyFile
+from tpm_mtls.openssl import provider
 from tpm_mtls.openssl.configuration import environment, write_configuration
-from tpm_mtls.tcti import resolve_tcti
+from tpm_mtls.relay import key_tcti, policy_folders, tpm_behind
 from tpm_mtls.tls import CIPHERS_1_2, client_context, utc_now
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from OpenSSL import SSL
 
     from tpm_mtls.authorization import Secret
+    from tpm_mtls.configuration import RelayUse
     from tpm_mtls.identity import Identity
 
 _BINDINGS = "cryptography.hazmat.bindings._rust"
@@ -50,6 +52,7 @@ def pyopenssl_context(
     *,
     tcti: str | None = None,
     authorization: Secret | None = None,
+    relay: RelayUse | None = None,
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
     server_side: bool = False,
     clock: Callable[[], datetime] = utc_now,
@@ -73,10 +76,10 @@ def pyopenssl_context(
         )
     options: dict[str, Any] = {"authorization": authorization, "minimum_version": minimum_version, "clock": clock}
     if key.is_tss2():
-        resolved = resolve_tcti(tcti)
-        _refuse_if_too_late(resolved)
-        client_context(identity, tcti=resolved, **options)
-        _start_openssl(resolved)
+        through = key_tcti(tcti, policy_folders(key, identity.certificate), relay=relay)
+        _refuse_if_too_late(through)
+        client_context(identity, tcti=tcti, relay=relay, **options)
+        _start_openssl(through)
     else:
         client_context(identity, **options)
     context = _context(minimum_version)
@@ -122,8 +125,10 @@ def verified_connection(context: SSL.Context, connection: socket.socket, host: s
 def _refuse_if_too_late(tcti: str) -> None:
     if _tcti:
         if _tcti != [tcti]:
+            same = tpm_behind(_tcti[0]) == tpm_behind(tcti)
             raise OpensslError(
-                f"pyOpenSSL uses the TPM at {_tcti[0]} already", hint="one process can use one TPM with pyOpenSSL"
+                f"pyOpenSSL uses the TPM at {tpm_behind(_tcti[0])} already{' in another way' if same else ''}",
+                hint="one process can use one TPM with pyOpenSSL, with or without the relay, policies of one folder",
             )
     elif _BINDINGS in sys.modules and "OPENSSL_CONF" not in os.environ:
         raise OpensslError(
@@ -139,7 +144,7 @@ def _start_openssl(tcti: str) -> None:
             configuration = Path(folder, "openssl.cnf")
             write_configuration(configuration)
             with _variables(environment(configuration, tcti)):
-                importlib.import_module(_BINDINGS)
+                provider.in_lasting_thread(tcti, lambda: importlib.import_module(_BINDINGS))
     _tcti[:] = [tcti]
 
 

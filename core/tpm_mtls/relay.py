@@ -15,7 +15,7 @@ from tpm_mtls.policy.files import has_policies
 from tpm_mtls.tcti import resolve_tcti
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from tpm_mtls.key_reference import KeyReference
 
@@ -85,17 +85,16 @@ def tpm_behind(tcti: str) -> str:
     return words[5] if is_relay and words[4] == "--tcti" else tcti
 
 
-def key_tcti(tcti: str | None, key: KeyReference, *beside: Path, relay: str | None = None) -> str:
-    """The TCTI string by which a program uses the TPM key ``key``: of the relay, where the key needs that.
+def key_tcti(tcti: str | None, folders: Sequence[Path], *, relay: str | None = None) -> str:
+    """The TCTI string by which a program uses a TPM key: of the relay, where the key needs that.
 
-    With ``auto`` it does when there is a policy file in one of its folders; a key without policies costs nothing but
+    With ``auto`` it does when there is a policy file in one of ``folders``; a key without policies costs nothing but
     that look. Where a latency model is configured the relay is in between in any case, but changes no command of a key
     that does not need it.
 
     Args:
         tcti: where the TPM is, as the user gave it; see `tpm_mtls.tcti.resolve_tcti`.
-        key: the key.
-        beside: more files beside which its policy may lie, such as its certificate.
+        folders: where the key's policy may lie; see `policy_folders`.
         relay: ``auto``, ``always``, ``never``, or none for what the environment or the configuration says.
 
     Raises:
@@ -106,7 +105,6 @@ def key_tcti(tcti: str | None, key: KeyReference, *beside: Path, relay: str | No
     configuration = load_configuration()
     where = resolve_tcti(tcti)
     use = relay_use(relay, configuration)
-    folders = policy_folders(key, beside)
     needed = use == "always" or (use == "auto" and any(map(_may_have_policies, folders)))
     options = ["--latency-model", configuration.latency_model] if configuration.latency_model else []
     if not needed:
@@ -114,9 +112,9 @@ def key_tcti(tcti: str | None, key: KeyReference, *beside: Path, relay: str | No
     return relay_tcti(where, policies=folders, options=options)
 
 
-def policy_folders(key: KeyReference, beside: Iterable[Path] = ()) -> list[Path]:
-    """The folders in which a policy of ``key`` may lie: its own or, for a handle, the device's identity folder; and
-    those of the files ``beside`` it.
+def policy_folders(key: KeyReference, *beside: Path) -> list[Path]:
+    """The folders in which a policy of ``key`` may lie: its own, and those of the files ``beside``, its certificate
+    say; for a key at a handle the device's identity folder, too.
     """  # noqa: D205 - one sentence
     folders = [path.absolute().parent for path in beside]
     if isinstance(key, KeyFile):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from tpm_mtls.cli_options import auth_option, json_option, tcti_option
+from tpm_mtls.cli_options import auth_option, json_option, relay_option, tcti_option
+
+if TYPE_CHECKING:
+    from tpm_mtls.configuration import RelayUse
 
 DEFAULT_DATABASE = "sqlite:////var/lib/tpm-mtls-server/telemetry.db"
 
@@ -55,6 +59,7 @@ def server() -> None:
 )
 @click.option("--tls12", is_flag=True, help="Accept TLS 1.2 too, not only 1.3.")
 @tcti_option
+@relay_option
 @auth_option()
 @json_option
 def run(  # noqa: PLR0913 - one parameter per option
@@ -68,6 +73,7 @@ def run(  # noqa: PLR0913 - one parameter per option
     max_connections: int,
     tls12: bool,
     tcti: str | None,
+    relay: RelayUse | None,
     auth: str | None,
     as_json: bool,
 ) -> None:
@@ -98,6 +104,7 @@ def run(  # noqa: PLR0913 - one parameter per option
         crl=crl,
         database=database,
         tcti=tcti,
+        relay=relay,
         authorization=read_authorization(auth),
         tls12=tls12,
         limits=Limits(connections=max_connections),

@@ -51,6 +51,7 @@ class Service:
         self._context = server_context(
             identity,
             tcti=settings.tcti,
+            relay=settings.relay,
             authorization=settings.authorization,
             minimum_version=ssl.TLSVersion.TLSv1_2 if settings.tls12 else ssl.TLSVersion.TLSv1_3,
         )

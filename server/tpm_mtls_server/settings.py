@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tpm_mtls.authorization import Secret
+    from tpm_mtls.configuration import RelayUse
     from tpm_mtls.identity import Identity
 
 CONNECTIONS = 256
@@ -51,6 +52,7 @@ class Settings:
         crl: file with the CRLs of that CA; none accepts revoked certificates until they expire.
         database: SQLAlchemy URL of the telemetry.
         tcti: where the TPM is, for a TPM key.
+        relay: whether it is used through the relay; see `tpm_mtls.tls.server_context`.
         authorization: the key's authorization value.
         tls12: whether TLS 1.2 is accepted too.
         limits: what clients may take.
@@ -62,6 +64,7 @@ class Settings:
     crl: Path | None
     database: str
     tcti: str | None = None
+    relay: RelayUse | None = None
     authorization: Secret | None = None
     tls12: bool = False
     limits: Limits = field(default_factory=Limits)

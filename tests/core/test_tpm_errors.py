@@ -16,6 +16,7 @@ from tpm_mtls.authorization import Secret
 from tpm_mtls.errors import (
     AlgorithmUnsupportedError,
     AuthorizationError,
+    PolicyRefusedError,
     TctiInvalidError,
     TpmLockoutError,
     TpmMemoryError,
@@ -174,7 +175,7 @@ def test_a_key_that_only_a_policy_can_use_says_so(tpm: SimulatedTpm, tmp_path: P
     tpm.flush()
     with open_tpm(tpm.tcti) as opened:
         key = opened.use_persistent(0x81000100)
-        with pytest.raises(AuthorizationError, match="it takes no authorization value, only its policy"):
+        with pytest.raises(PolicyRefusedError, match="it takes no authorization value, only its policy"):
             opened.sign(key, DIGEST, hash_name="sha256")
 
 

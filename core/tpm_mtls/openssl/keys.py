@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -176,9 +177,36 @@ def _tpm_key_error(key: KeyReference, connection: TpmConnection, errors: list[Qu
 
 
 def _damaged(key: KeyReference, errors: list[QueuedError]) -> PemError:
+    if isinstance(key, KeyFile) and key.is_tss2() and (fields := _more_fields(_key_block(key))):
+        return PemError(
+            f"the key {key} carries {' and '.join(fields)} inside, which OpenSSL's tpm2 provider does not read",
+            hint="use the file that it was exported from; a policy lies beside that, as a file NAME.policy.json",
+        )
     return PemError(
         f"the key {key} is damaged: {'; '.join(map(str, errors))}", hint="copy the file again, or make a new key"
     )
+
+
+def _more_fields(block: bytes) -> list[str]:
+    """Which of the fields [1] to [5] are in a ``TSS2 PRIVATE KEY`` (ASN.1 Specification for TPM 2.0 Key Files, 3)."""
+    names = {0xA1: "a policy", 0xA2: "a secret", 0xA3: "policies", 0xA4: "a description", 0xA5: "an rsaParent field"}
+    try:
+        der = base64.b64decode(b"".join(block.splitlines()[1:-1]))
+    except ValueError:
+        return []
+    present = [tag for tag, _ in _der_elements(b"".join(content for _, content in _der_elements(der)))]
+    return [names[tag] for tag in present if tag in names]
+
+
+def _der_elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Tag and content of one element after the other, as far as ``data`` is DER."""
+    while len(data) > 1:
+        size, start = data[1], 2
+        if size & 0x80:
+            start += size & 0x7F
+            size = int.from_bytes(data[2:start], "big")
+        yield data[0], data[start : start + size]
+        data = data[start + size :]
 
 
 @contextmanager

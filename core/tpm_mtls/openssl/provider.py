@@ -11,24 +11,32 @@ import contextlib
 import ctypes
 import os
 import re
+import signal
 import sys
 import threading
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tpm_mtls.errors import ProviderMissingError, ProviderTooOldError
 from tpm_mtls.openssl.library import Param, openssl, take_errors
 from tpm_mtls.response_codes import tpm_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
 _MODULES_DIR = 1003  # OPENSSL_INFO_MODULES_DIR
 _UTF8_PTR = 6  # OSSL_PARAM_UTF8_PTR
 _MINIMUM_VERSION = (1, 2)  # 1.1 cannot do TLS client authentication: it signs with the exported public half
 _THREADS_VERSION = (1, 3)  # 1.2 has no lock around its TPM connection
+
+T = TypeVar("T")
+
+_PROGRAM = "cmd:"
+"""In a TCTI string: libtss2 starts a program to reach the TPM."""
 
 _connections: dict[str, TpmConnection] = {}
 _lock = threading.Lock()
@@ -76,7 +84,7 @@ def connect(tcti: str, *, instead_of: TpmConnection | None = None) -> TpmConnect
     """
     with _lock:
         if _connections.get(tcti) is instead_of:
-            _connections[tcti] = _load(tcti, modules_folder())
+            _connections[tcti] = in_lasting_thread(tcti, partial(_load, tcti, modules_folder()))
         return _connections[tcti]
 
 
@@ -104,6 +112,33 @@ def modules_folder() -> Path:
         f"there is no tpm2 provider in {' or '.join(map(str, candidates))}",
         hint="run ./run setup, or install the package tpm2-openssl (1.3 or newer), or name its folder: OPENSSL_MODULES",
     )
+
+
+def in_lasting_thread(tcti: str, open_tpm: Callable[[], T]) -> T:
+    """What ``open_tpm`` returns or raises, called in a thread that lasts if libtss2 starts a program to reach ``tcti``.
+
+    libtss2's cmd transport asks the kernel to end that program with the *thread* that started it (PR_SET_PDEATHSIG,
+    see prctl(2)), and leaves the thread with SIGCHLD blocked. A worker's thread may end long before its TLS contexts,
+    so another one does it in its place, and then waits for the process's end; the main thread gets its signals back.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        if _PROGRAM not in tcti or threading.get_native_id() == os.getpid():
+            return open_tpm()
+        opening: Future[T] = Future()
+        threading.Thread(target=_fulfil, args=(opening, open_tpm), name="tpm-mtls-relay", daemon=True).start()
+        return opening.result()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _fulfil(opening: Future[T], open_tpm: Callable[[], T]) -> None:
+    try:
+        opening.set_result(open_tpm())
+    except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+        opening.set_exception(error)
+    else:
+        threading.Event().wait()
 
 
 def _load(tcti: str, folder: Path) -> TpmConnection:

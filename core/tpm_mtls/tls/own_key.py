@@ -20,7 +20,7 @@ from tpm_mtls.errors import (
 )
 from tpm_mtls.key_reference import KeyFile, PersistentHandle
 from tpm_mtls.openssl import certificates, contexts, keys, provider
-from tpm_mtls.relay import key_tcti
+from tpm_mtls.relay import key_tcti, policy_folders
 from tpm_mtls.relay_codes import KEY
 from tpm_mtls.response_codes import describe, tpm_error
 from tpm_mtls.tls import process_hooks
@@ -220,8 +220,8 @@ class OwnKey:
         key, authorization = self._source.identity.key, self._source.authorization
         if isinstance(key, KeyFile) and not key.is_tss2():
             return keys.load_software_key(key, authorization), None
-        tcti = key_tcti(self._source.tcti, key, self._source.identity.certificate, relay=self._source.relay)
-        connection = provider.connect(tcti)
+        folders = policy_folders(key, self._source.identity.certificate)
+        connection = provider.connect(key_tcti(self._source.tcti, folders, relay=self._source.relay))
         try:
             return self._load_tpm_key(connection, expected), connection
         except TpmUnavailableError:
