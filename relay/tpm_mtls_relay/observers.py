@@ -1,12 +1,20 @@
 """What the options ask for between the retries and the TPM: trace, capture, counters, and the latency model.
 
-Each is imported only when its option is given.
+Each is imported only when its option is given. What cannot be written is said on stderr once, and stops nothing.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+
+from tpm_mtls_relay.errors import OptionError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tpm_mtls_relay.latency import Model
     from tpm_mtls_relay.options import Options
     from tpm_mtls_relay.tap import Listener
     from tpm_mtls_relay.wire import Exchange
@@ -16,18 +24,32 @@ class Observers:
     """``Tap(LatencyModel(transport))``, as far as ``options`` ask for them.
 
     Made before the TPM is opened, so that what the options name is checked first.
-
-    Raises:
-        OptionError: the latency model is none.
     """
 
     def __init__(self, options: Options) -> None:
-        self._options = options
+        """Opens what ``options`` name.
+
+        Raises:
+            OptionError: the latency model is none.
+        """
         self._listeners: list[Listener] = []
+        self._closing: list[Callable[[], None]] = []
+        self._model: Model | None = None
+        if options.latency_model:
+            from tpm_mtls_relay.latency_file import load_model  # noqa: PLC0415 - only if asked for
+
+            self._model = load_model(options.latency_model)
+        for path, make in ((options.trace, _trace), (options.pcap, _capture), (options.metrics, _counters)):
+            if path:
+                self._open(path, make)
 
     def before(self, transport: Exchange) -> Exchange:
         """The layers that stand before ``transport``; it itself without any of the options."""
         layer = transport
+        if self._model is not None:
+            from tpm_mtls_relay.latency import LatencyModel  # noqa: PLC0415 - only if asked for
+
+            layer = LatencyModel(layer, self._model)
         if self._listeners:
             from tpm_mtls_relay.tap import Tap  # noqa: PLC0415 - only if asked for
 
@@ -36,3 +58,41 @@ class Observers:
 
     def close(self) -> None:
         """Writes what is still to be written, at the relay's end."""
+        for close in self._closing:
+            close()
+
+    def _open(self, path: str, make: Callable[[str], tuple[Listener, Callable[[], None]]]) -> None:
+        try:
+            listener, close = make(path)
+        except OSError as error:
+            _complain(f"cannot write {path}: {(error.strerror or str(error)).lower()}")
+        except OptionError as error:
+            _complain(str(error))
+        else:
+            self._listeners.append(listener)
+            self._closing.append(close)
+
+
+def _trace(path: str) -> tuple[Listener, Callable[[], None]]:
+    from tpm_mtls_relay.reporter import Reporter, program_of  # noqa: PLC0415 - only if asked for
+
+    reporter = Reporter(path, *program_of(os.getppid()))
+    return reporter, reporter.close
+
+
+def _capture(path: str) -> tuple[Listener, Callable[[], None]]:
+    from tpm_mtls_relay.capture import Capture  # noqa: PLC0415 - only if asked for
+
+    capture = Capture(path, os.getppid())
+    return capture, capture.close
+
+
+def _counters(path: str) -> tuple[Listener, Callable[[], None]]:
+    from tpm_mtls_relay.counters import Counters  # noqa: PLC0415 - only if asked for
+
+    counters = Counters(path)
+    return counters, counters.close
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"tpm-mtls-relay: {message}\n")
