@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from tpm_mtls_relay.tap import Listener
     from tpm_mtls_relay.wire import Exchange
 
+_WRONG_OPTION = 2
+
 
 class Observers:
     """``Tap(LatencyModel(transport))``, as far as ``options`` ask for them.
 
     Made before the TPM is opened, so that what the options name is checked first.
+
+    Attributes:
+        complaints: which of the files cannot be written, and why.
     """
 
     def __init__(self, options: Options) -> None:
@@ -32,6 +37,7 @@ class Observers:
         Raises:
             OptionError: the latency model is none.
         """
+        self.complaints: list[str] = []
         self._listeners: list[Listener] = []
         self._closing: list[Callable[[], None]] = []
         self._model: Model | None = None
@@ -65,12 +71,36 @@ class Observers:
         try:
             listener, close = make(path)
         except OSError as error:
-            _complain(f"cannot write {path}: {(error.strerror or str(error)).lower()}")
+            self._complain(f"cannot write {path}: {(error.strerror or str(error)).lower()}")
         except OptionError as error:
-            _complain(str(error))
+            self._complain(str(error))
         else:
             self._listeners.append(listener)
             self._closing.append(close)
+
+    def _complain(self, message: str) -> None:
+        self.complaints.append(message)
+        say(message)
+
+
+def check_observers(options: Options) -> int:
+    """Opens the files that ``options`` name and closes them again; what is wrong is said on stderr.
+
+    Returns:
+        The exit status: 0 where all is well, else 2.
+    """
+    try:
+        observers = Observers(options)
+    except OptionError as error:
+        say(str(error))
+        return _WRONG_OPTION
+    observers.close()
+    return _WRONG_OPTION if observers.complaints else 0
+
+
+def say(message: str) -> None:
+    """One line on stderr, which is that of the program that started the relay."""
+    sys.stderr.write(f"tpm-mtls-relay: {message}\n")
 
 
 def _trace(path: str) -> tuple[Listener, Callable[[], None]]:
@@ -92,7 +122,3 @@ def _counters(path: str) -> tuple[Listener, Callable[[], None]]:
 
     counters = Counters(path)
     return counters, counters.close
-
-
-def _complain(message: str) -> None:
-    sys.stderr.write(f"tpm-mtls-relay: {message}\n")

@@ -6,7 +6,7 @@ from tpm_mtls_relay.errors import OptionError
 
 _WITH_VALUE = ("--tcti", "--policies", "--trace", "--pcap", "--metrics", "--latency-model")
 _REPEATED = ("--policies",)
-_SWITCHES = ("--pass-through",)
+_SWITCHES = ("--pass-through", "--check")
 
 
 class Options:
@@ -19,7 +19,8 @@ class Options:
         trace: file (or named pipe) to which each command is reported, one JSON object a line.
         pcap: capture file.
         metrics: file for counters in Prometheus' text form.
-        latency_model: file that says how slow the TPM is to be.
+        latency_model: file that says how slow the TPM is to be, or the name of a shipped one.
+        check: open the files that the other options name, say on stderr what is wrong with them, and end.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,7 @@ class Options:
         self.pcap = ""
         self.metrics = ""
         self.latency_model = ""
+        self.check = False
 
 
 def parse_options(arguments: list[str]) -> Options:

@@ -6,6 +6,7 @@ import os
 
 from tpm_mtls_relay.errors import RelayError
 from tpm_mtls_relay.layers import build_layers
+from tpm_mtls_relay.observers import check_observers
 from tpm_mtls_relay.options import parse_options
 from tpm_mtls_relay.wire import HEADER, refusal, size_of
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     """Serves the program on stdin and stdout until it closes them; returns the exit status."""
-    layers = build_layers(parse_options(arguments))
+    options = parse_options(arguments)
+    if options.check:
+        return check_observers(options)
+    layers = build_layers(options)
     try:
         serve(0, 1, layers)
     finally:
