@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tpm_mtls.authorization import read_authorization, read_secret
-from tpm_mtls.cli_options import answer, auth_option, json_option, tcti_option
+from tpm_mtls.authorization import read_authorization
+from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, tcti_option
 from tpm_mtls.errors import UsageError
-from tpm_mtls.files import PUBLIC_FILE, write_atomic
+from tpm_mtls.files import PUBLIC_FILE, make_folder, remove_file, write_atomic
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.key_reference import KeyFile, parse_handle, parse_key_reference
+from tpm_mtls.policy.files import policy_path
+from tpm_mtls_keygen.cli_common import (
+    created,
+    form_options,
+    hierarchy_options,
+    key_form,
+    key_option,
+    open_for_keys,
+    policy_options,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-
-    from tpm_mtls.tpm import Tpm
-    from tpm_mtls_keygen.keys import KeyForm, TpmKey
-
-F = TypeVar("F", bound="Callable[..., Any]")
+    from tpm_mtls_keygen.new_policy import NewPolicy
 
 _ENROLLMENT = ("first-boot", "renew", "status")
+_TRANSFER = ("import", "export")
 
-_LOST = """\
-this key existed outside the TPM: whoever has a copy of it can still use it, and no CA can tell the copies apart
-the TPM protects it from now on only; its attributes say that it was imported (no fixedTPM)
-remove the source and all its copies: shred -u {source}
-better still, make a new key inside the TPM: tpm-mtls keygen create"""
+_NEXT = """\
+tpm-mtls: note: the key works once a policy that the operator signed is in {folder} (tpm-mtls policy sign)
+tpm-mtls: note: the counter stands at {counter}: sign with --version {counter} or more"""
 
 
 class _Keygen(click.Group):
     """Imports the enrollment commands only when they are named: they need an HTTP client."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_ENROLLMENT])
+        return sorted([*super().list_commands(ctx), *_ENROLLMENT, *_TRANSFER])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _ENROLLMENT:
@@ -45,50 +49,16 @@ class _Keygen(click.Group):
 
             commands = (first_boot_cli.first_boot, first_boot_cli.renew, first_boot_cli.status)
             return dict(zip(_ENROLLMENT, commands, strict=True))[cmd_name]
+        if cmd_name in _TRANSFER:
+            from tpm_mtls_keygen import transfer_cli  # noqa: PLC0415 - one command at a time
+
+            return {"import": transfer_cli.import_, "export": transfer_cli.export}[cmd_name]
         return super().get_command(ctx, cmd_name)
 
 
 @click.group(cls=_Keygen)
 def keygen() -> None:
-    """Keys in the TPM: create, request a certificate, show, list, remove, import; and first boot."""
-
-
-def _key_option(function: F) -> F:
-    return click.option(
-        "--key", "reference", required=True, metavar="KEY", help="A TSS2 PEM file, or a handle like handle:0x81000100."
-    )(function)
-
-
-def _form_options(function: F) -> F:
-    out = click.option(
-        "--out",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Make a TSS2 PEM file (mode 0600); never overwrites.",
-    )
-    handle = click.option(
-        "--handle", metavar="HANDLE|next", help="Keep it in the TPM at this persistent handle, or at the next free one."
-    )
-    return out(handle(function))
-
-
-def _hierarchy_options(function: F) -> F:
-    owner = click.option(
-        "--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one."
-    )
-    srk = click.option(
-        "--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one."
-    )
-    return owner(srk(function))
-
-
-def _form(out: Path | None, handle: str | None) -> KeyForm:
-    from tpm_mtls_keygen.keys import FileForm, PersistentForm  # noqa: PLC0415 - imports tpm2-pytss
-
-    if (out is None) == (handle is None):
-        raise UsageError("say where the key goes", hint="either --out FILE, or --handle 0x81000100, or --handle next")
-    if out is not None:
-        return FileForm(out)
-    return PersistentForm(None if handle in {None, "next"} else parse_handle(handle or ""))
+    """Keys in the TPM: create, request a certificate, show, list, remove, import, export; and first boot."""
 
 
 @keygen.command(epilog="Example: tpm-mtls keygen create --out device.key.pem")
@@ -99,9 +69,11 @@ def _form(out: Path | None, handle: str | None) -> KeyForm:
     show_default=True,
     help="Kind and size of the key.",
 )
-@_form_options
+@form_options
+@policy_options
 @auth_option("the new key's authorization value")
-@_hierarchy_options
+@hierarchy_options
+@state_dir_option
 @tcti_option
 @json_option
 def create(  # noqa: PLR0913 - one parameter per option
@@ -109,38 +81,55 @@ def create(  # noqa: PLR0913 - one parameter per option
     algorithm: str,
     out: Path | None,
     handle: str | None,
+    pcrs: str | None,
+    pcr_values: tuple[Path, ...],
+    policy_signer: Path | None,
+    policy_ref: str | None,
+    counter: str | None,
     auth: str | None,
     owner_auth: str | None,
     srk_auth: str | None,
+    state_dir: Path,
     tcti: str | None,
     as_json: bool,
 ) -> None:
     """Make a new key inside the TPM and print its key reference.
 
     Its parent is the storage root key at 0x81000001, made if absent. The private key never leaves the TPM.
+
+    With --pcrs, --pcr-values or --policy-signer the TPM uses it only while the machine has booted what was agreed on.
+    The policy is written beside the key file, or for a handle into the identity folder: tpm-mtls policy show, check.
     """
     from tpm_mtls_keygen.keys import create_key  # noqa: PLC0415 - imports tpm2-pytss
+    from tpm_mtls_keygen.new_policy import make_policy, read_wish  # noqa: PLC0415 - the same
 
-    form = _form(out, handle)
+    form = key_form(out, handle)
+    wish = read_wish(
+        pcrs=pcrs, pcr_values=pcr_values, policy_signer=policy_signer, policy_ref=policy_ref, counter=counter
+    )
+    folder = state_dir if out is None else out.absolute().parent
+    if wish is not None:
+        make_folder(folder)
     authorization = read_authorization(auth, confirm=True)
-    with _open(tcti, owner_auth, srk_auth) as tpm:
-        key = create_key(tpm, KeyAlgorithm(algorithm), form, authorization=authorization)
-    answer(_created(key), str(key.reference), as_json=as_json)
+    with open_for_keys(tcti, owner_auth, srk_auth) as tpm:
+        policy = None
+        if wish is not None:
+            with_authorization = authorization is not None
+            policy = make_policy(tpm, wish, folder, with_authorization=with_authorization, now=datetime.now(UTC))
+        key = create_key(tpm, KeyAlgorithm(algorithm), form, authorization=authorization, policy=policy)
+    facts = created(key) | (_policy_facts(policy, key.public.name) if policy else {})
+    answer(facts, str(key.reference), as_json=as_json)
+    if policy is not None and policy.counter is not None:
+        click.echo(_NEXT.format(folder=folder, counter=policy.counter), err=True)
 
 
-def _open(tcti: str | None, owner_auth: str | None, srk_auth: str | None) -> AbstractContextManager[Tpm]:
-    from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
-
-    owner, srk = read_authorization(owner_auth), read_authorization(srk_auth)
-    return open_tpm(tcti, owner_authorization=owner, srk_authorization=srk)
-
-
-def _created(key: TpmKey) -> dict[str, Any]:
-    return {"key": str(key.reference), "algorithm": key.public.algorithm, "name": key.public.name.hex()}
+def _policy_facts(policy: NewPolicy, name: bytes) -> dict[str, Any]:
+    file = str(policy_path(policy.folder, name))
+    return {"policy": policy.digest.hex(), "policy_file": file, "counter": policy.counter}
 
 
 @keygen.command(epilog="Example: tpm-mtls keygen csr --key device.key.pem --out device.csr.pem")
-@_key_option
+@key_option
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Where the request goes (PEM)."
 )
@@ -148,7 +137,8 @@ def _created(key: TpmKey) -> dict[str, Any]:
     "--subject-cn", metavar="NAME", help="The subject's common name; empty without it (the CA decides anyway)."
 )
 @auth_option()
-@_hierarchy_options
+@hierarchy_options
+@state_dir_option
 @tcti_option
 @json_option
 def csr(  # noqa: PLR0913 - one parameter per option
@@ -159,6 +149,7 @@ def csr(  # noqa: PLR0913 - one parameter per option
     auth: str | None,
     owner_auth: str | None,
     srk_auth: str | None,
+    state_dir: Path,
     tcti: str | None,
     as_json: bool,
 ) -> None:
@@ -168,7 +159,7 @@ def csr(  # noqa: PLR0913 - one parameter per option
 
     key = parse_key_reference(reference)
     authorization = read_authorization(auth)
-    with _open(tcti, owner_auth, srk_auth) as tpm:
+    with open_for_keys(tcti, owner_auth, srk_auth, key=key, beside=state_dir) as tpm:
         request = build_csr(tpm, load_key(tpm, key, authorization=authorization), common_name=subject_cn)
     write_atomic(out, csr_pem(request), mode=PUBLIC_FILE)
     answer({"csr": str(out), "key": str(key)}, str(out), as_json=as_json)
@@ -180,10 +171,19 @@ def csr(  # noqa: PLR0913 - one parameter per option
 @click.option(
     "--endorsement-auth", metavar="SOURCE", help="The endorsement hierarchy's authorization value, if it has one."
 )
+@state_dir_option
 @tcti_option
 @json_option
-def show(*, reference: str | None, ek: bool, endorsement_auth: str | None, tcti: str | None, as_json: bool) -> None:
-    """Print what a key is: algorithm, parent, attributes, Name, public key.
+def show(
+    *,
+    reference: str | None,
+    ek: bool,
+    endorsement_auth: str | None,
+    state_dir: Path,
+    tcti: str | None,
+    as_json: bool,
+) -> None:
+    """Print what a key is: algorithm, parent, attributes, Name, policy, public key.
 
     A PEM file is read without a TPM: it tells what it says of itself. With --ek, what a CA's allow-list takes: the
     SHA-256 of the endorsement key's public key (tpm-mtls pki allow add --ek-hash); --json says more.
@@ -205,10 +205,10 @@ def show(*, reference: str | None, ek: bool, endorsement_auth: str | None, tcti:
         return
     key = parse_key_reference(reference)
     if isinstance(key, KeyFile):
-        found = describe_file(key.path)
+        found = describe_file(key.path, beside=state_dir)
     else:
         with open_tpm(tcti) as tpm:
-            found = describe_handle(tpm, key.handle)
+            found = describe_handle(tpm, key.handle, beside=state_dir)
     answer(found.as_dict(), as_text(found), as_json=as_json)
 
 
@@ -234,10 +234,11 @@ def list_(*, tcti: str | None, as_json: bool) -> None:
 @click.option("--handle", required=True, metavar="HANDLE", help="The persistent handle, from 0x81000100 on.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
+@state_dir_option
 @tcti_option
 @json_option
-def remove(*, handle: str, yes: bool, owner_auth: str | None, tcti: str | None, as_json: bool) -> None:
-    """Remove a persistent key, for good: nobody can bring it back."""
+def remove(*, handle: str, yes: bool, owner_auth: str | None, state_dir: Path, tcti: str | None, as_json: bool) -> None:
+    """Remove a persistent key, for good: nobody can bring it back. Its policy in the identity folder goes with it."""
     from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls_keygen.keys import check_removable  # noqa: PLC0415 - the same
 
@@ -247,6 +248,8 @@ def remove(*, handle: str, yes: bool, owner_auth: str | None, tcti: str | None, 
         if not yes:
             _confirm(f"Remove {public} at {number:#010x} for good?")
         tpm.remove_persistent(number)
+    if (file := policy_path(state_dir, public.name)).exists():
+        remove_file(file)
     answer({"removed": f"handle:{number:#010x}", "name": public.name.hex()}, f"removed {number:#010x}", as_json=as_json)
 
 
@@ -255,47 +258,3 @@ def _confirm(question: str) -> None:
         raise UsageError("nobody can be asked for confirmation: no terminal", hint="give --yes")
     if not click.confirm(question, err=True):
         raise UsageError("not confirmed, nothing was changed", hint="answer y, or give --yes")
-
-
-@keygen.command("import", epilog="Example: tpm-mtls keygen import --in old.key.pem --out device.key.pem")
-@click.option(
-    "--in",
-    "source",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    help="The existing private key: a PEM file.",
-)
-@click.option("--passphrase", metavar="SOURCE", help="Its passphrase: prompt, file:PATH or credential:NAME.")
-@_form_options
-@auth_option("the authorization value that the key gets in the TPM")
-@_hierarchy_options
-@tcti_option
-@json_option
-def import_(  # noqa: PLR0913 - one parameter per option
-    *,
-    source: Path,
-    passphrase: str | None,
-    out: Path | None,
-    handle: str | None,
-    auth: str | None,
-    owner_auth: str | None,
-    srk_auth: str | None,
-    tcti: str | None,
-    as_json: bool,
-) -> None:
-    """Bring an existing private key into the TPM.
-
-    Better is a new key that no other place ever knew: keygen create. What is imported existed outside before, and every
-    copy of it stays valid. Its attributes say so (no fixedTPM), and a CA can refuse it.
-    """
-    from tpm_mtls_keygen.keys import import_key  # noqa: PLC0415 - imports tpm2-pytss
-    from tpm_mtls_keygen.software_key import read_software_key  # noqa: PLC0415 - imports cryptography
-
-    form = _form(out, handle)
-    software = read_software_key(source, passphrase=read_secret(passphrase, what="passphrase") if passphrase else None)
-    authorization = read_authorization(auth, confirm=True)
-    with _open(tcti, owner_auth, srk_auth) as tpm:
-        key = import_key(tpm, software, form, authorization=authorization)
-    for line in _LOST.format(source=source).splitlines():
-        click.echo(f"tpm-mtls: warning: {line}", err=True)
-    answer(_created(key) | {"imported": True}, str(key.reference), as_json=as_json)

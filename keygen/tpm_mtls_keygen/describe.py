@@ -9,6 +9,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from tpm_mtls.errors import HandleNotFoundError
 from tpm_mtls.key_reference import PersistentHandle
+from tpm_mtls.policy.files import find_policy
+from tpm_mtls.policy.words import in_words
 from tpm_mtls.structures import Attribute, PublicArea, qualified_name
 from tpm_mtls.tpm import SRK_HANDLE
 from tpm_mtls_keygen.evidence import read_endorsement
@@ -16,6 +18,7 @@ from tpm_mtls_keygen.issued import parse_certificate
 from tpm_mtls_keygen.keys import FIRST_HANDLE, LAST_HANDLE, read_key_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from typing import Any
 
@@ -44,6 +47,7 @@ class KeyDescription:
         attributes: TPMA_OBJECT in the specification's words.
         name: the Name, hex.
         policy: the authorization policy's digest, hex; empty for none.
+        must_hold: the policy in words; none where there is no policy, or nothing to read it from.
         empty_auth: whether it has no authorization value; a TPM does not tell.
         born_inside: whether its attributes say that the private key was made in this TPM and cannot leave it.
         public_key: SubjectPublicKeyInfo, PEM; none for what is no asymmetric key.
@@ -62,14 +66,17 @@ class KeyDescription:
     born_inside: bool
     public_key: str | None
     description: str | None = None
+    must_hold: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return asdict(self)
 
 
-def describe_file(path: Path) -> KeyDescription:
+def describe_file(path: Path, *, beside: Path | None = None) -> KeyDescription:
     """The key in a ``TSS2 PRIVATE KEY`` file, as the file says; no TPM is asked, so nothing proves it.
+
+    Its policy is looked for in its own folder, and in ``beside``.
 
     Raises:
         CredentialError: it is a software key.
@@ -84,11 +91,14 @@ def describe_file(path: Path) -> KeyDescription:
         parent=f"{key.parent:#010x}",
         empty_auth=key.empty_auth,
         description=key.description,
+        policies=[path.absolute().parent, *([beside] if beside else [])],
     )
 
 
-def describe_handle(tpm: Tpm, handle: int) -> KeyDescription:
+def describe_handle(tpm: Tpm, handle: int, *, beside: Path | None = None) -> KeyDescription:
     """The object at the persistent ``handle`` (two commands: its parent may be the storage root key).
+
+    Its policy is looked for in ``beside``.
 
     Raises:
         HandleNotFoundError: nothing is there.
@@ -98,7 +108,7 @@ def describe_handle(tpm: Tpm, handle: int) -> KeyDescription:
         candidates = [] if handle == SRK_HANDLE else [tpm.read_public(SRK_HANDLE)]
     except HandleNotFoundError:
         candidates = []
-    return _describe_object(found, candidates)
+    return _describe_object(found, candidates, policies=[beside] if beside else [])
 
 
 def describe_endorsement(tpm: Tpm) -> dict[str, Any]:
@@ -130,13 +140,16 @@ def list_objects(tpm: Tpm) -> list[KeyDescription]:
     return [_describe_object(each, found) for each in found]
 
 
-def _describe_object(found: PersistentObject, candidates: list[PersistentObject]) -> KeyDescription:
+def _describe_object(
+    found: PersistentObject, candidates: list[PersistentObject], *, policies: Sequence[Path] = ()
+) -> KeyDescription:
     return _describe(
         str(PersistentHandle(found.handle)),
         found.public,
         role=_role(found.public, found.handle),
         parent=_parent(found, candidates),
         empty_auth=None,
+        policies=policies,
     )
 
 
@@ -148,7 +161,9 @@ def _describe(
     parent: str | None,
     empty_auth: bool | None,
     description: str | None = None,
+    policies: Sequence[Path] = (),
 ) -> KeyDescription:
+    document = find_policy(public.name, policies) if public.policy else None
     return KeyDescription(
         key=key,
         role=role,
@@ -162,6 +177,7 @@ def _describe(
         born_inside=public.was_born_inside,
         public_key=_pem(public),
         description=description,
+        must_hold=in_words(document.policy) if document else None,
     )
 
 
@@ -211,6 +227,7 @@ def as_text(key: KeyDescription) -> str:
         "name": key.name,
         "authorization": needed,
         "policy": key.policy or "none",
+        "must hold": key.must_hold,
         "description": key.description,
     }
     facts = "\n".join(f"{what:<14}{value}" for what, value in lines.items() if value is not None)

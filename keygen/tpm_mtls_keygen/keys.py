@@ -10,6 +10,7 @@ one more if nobody looked for it before (`tpm_mtls.tpm.StorageRootKey.read`).
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from tpm_mtls.authorization import Secret
     from tpm_mtls.tpm import LoadedKey, Tpm
+    from tpm_mtls_keygen.new_policy import NewPolicy
     from tpm_mtls_keygen.software_key import SoftwareKey
 
 FIRST_HANDLE = 0x81000100
@@ -75,7 +77,14 @@ class TpmKey:
         return self.loaded.public
 
 
-def create_key(tpm: Tpm, algorithm: KeyAlgorithm, form: KeyForm, *, authorization: Secret | None = None) -> TpmKey:
+def create_key(
+    tpm: Tpm,
+    algorithm: KeyAlgorithm,
+    form: KeyForm,
+    *,
+    authorization: Secret | None = None,
+    policy: NewPolicy | None = None,
+) -> TpmKey:
     """Makes a new TLS key in the TPM, under the storage root key (made if absent).
 
     Args:
@@ -83,6 +92,7 @@ def create_key(tpm: Tpm, algorithm: KeyAlgorithm, form: KeyForm, *, authorizatio
         algorithm: kind and size.
         form: where it goes. A file gets mode 0600.
         authorization: authorization value that each use of the key will need, if any.
+        policy: what else must hold; its file is written before the key is there for good.
 
     Raises:
         StateError: the file exists.
@@ -93,8 +103,10 @@ def create_key(tpm: Tpm, algorithm: KeyAlgorithm, form: KeyForm, *, authorizatio
     """
     if isinstance(form, FileForm):
         refuse_existing(form.path)
-    loaded = tpm.srk.create_key(algorithm, authorization=authorization)
-    return TpmKey(_store(tpm, loaded, form, has_authorization=authorization is not None), loaded)
+    loaded = tpm.srk.create_key(algorithm, authorization=authorization, policy=policy.digest if policy else b"")
+    with policy.written(loaded.public.name) if policy else nullcontext():
+        reference = _store(tpm, loaded, form, has_authorization=authorization is not None)
+    return TpmKey(reference, loaded)
 
 
 def import_key(tpm: Tpm, key: SoftwareKey, form: KeyForm, *, authorization: Secret | None = None) -> TpmKey:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from tpm_mtls.errors import CredentialError
-from tpm_mtls.policy.document import PolicyAuthorize, PolicyAuthValue, PolicyNv, PolicyOr, PolicyPcr
+from tpm_mtls.policy.document import PolicyAuthorize, PolicyAuthValue, PolicyNv, PolicyOr, PolicyPcr, each_assertion
 from tpm_mtls.policy.signing import verify_signed_policy
 
 if TYPE_CHECKING:
@@ -132,7 +132,14 @@ def wanted(policy: Sequence[Assertion], signed: Sequence[FoundPolicy]) -> tuple[
     """Which PCRs (by bank) and which counters `judge` has to know."""
     pcrs: dict[str, set[int]] = {}
     counters: set[int] = set()
-    for assertion in _all(policy, signed):
+    approved = [
+        each
+        for assertion in each_assertion(policy)
+        if isinstance(assertion, PolicyAuthorize)
+        for found in signed_for(assertion, signed)
+        for each in found.policy.policy
+    ]
+    for assertion in each_assertion([*policy, *approved]):
         if isinstance(assertion, PolicyPcr):
             pcrs.setdefault(assertion.bank, set()).update(assertion.pcrs)
         elif isinstance(assertion, PolicyNv):
@@ -190,14 +197,3 @@ def _differences(assertion: PolicyPcr, present: Present) -> Iterator[PcrDiffers]
         now = values[pcr].hex() if values is not None else None
         if now != assertion.values[pcr]:
             yield PcrDiffers(assertion.bank, pcr, assertion.values[pcr], now, assertion.recorded)
-
-
-def _all(policy: Sequence[Assertion], signed: Sequence[FoundPolicy]) -> Iterator[Assertion]:
-    for assertion in policy:
-        yield assertion
-        if isinstance(assertion, PolicyOr):
-            for branch in assertion.branches:
-                yield from _all(branch, signed)
-        elif isinstance(assertion, PolicyAuthorize):
-            for found in signed_for(assertion, signed):
-                yield from _all(found.policy.policy, ())

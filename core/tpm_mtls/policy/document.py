@@ -17,7 +17,7 @@ import msgspec
 from tpm_mtls.errors import PolicyError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 FORMAT: Final = 1
 LIMIT: Final = 64 * 1024
@@ -34,6 +34,7 @@ PCRS: Final = range(24)
 
 _DEPTH = 2  # of branches in branches
 
+Text = Annotated[str, msgspec.Meta(max_length=1024)]
 Hex = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{2})*\Z")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z", description="SHA-256")]
 Name = Annotated[str, msgspec.Meta(pattern=r"\A000b[0-9a-f]{64}\Z", description="nameAlg SHA-256 and the digest")]
@@ -59,7 +60,7 @@ class PolicyPcr(_Strict, frozen=True, kw_only=True, tag_field="type", tag="pcr")
     pcrs: tuple[int, ...]
     digest: Digest
     values: dict[int, Hex]
-    recorded: str
+    recorded: Text
 
 
 class PolicyAuthValue(_Strict, frozen=True, kw_only=True, tag_field="type", tag="auth-value"):
@@ -152,7 +153,7 @@ class SignedPolicy(_Strict, frozen=True, kw_only=True):
     signer: Name
     policy_ref: Hex
     version: Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
-    description: str
+    description: Text
     policy: tuple[Assertion, ...]
     digest: Digest
     signature: Hex
@@ -189,12 +190,32 @@ def parse_signed_policy(data: bytes, name: str = "the signed policy") -> SignedP
     """
     document = _parse(data, SignedPolicy, name)
     check_assertions(document.policy, name, signed=True)
+    check_version(document.policy, document.version, name)
     return document
 
 
 def encode(document: PolicyDocument | SignedPolicy) -> bytes:
     """The file for ``document``."""
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def each_assertion(policy: Sequence[Assertion]) -> Iterator[Assertion]:
+    """All assertions of ``policy``, those in branches too."""
+    for assertion in policy:
+        yield assertion
+        if isinstance(assertion, PolicyOr):
+            for branch in assertion.branches:
+                yield from each_assertion(branch)
+
+
+def check_version(policy: Sequence[Assertion], version: int, name: str) -> None:
+    """Checks that a counter in ``policy``, which is signed as ``version``, is held against just that.
+
+    Raises:
+        PolicyError: it is not.
+    """
+    if any(isinstance(each, PolicyNv) and each.version != version for each in each_assertion(policy)):
+        raise _damaged(name, f"it is version {version}, but holds the counter against another one")
 
 
 def check_assertions(policy: Sequence[Assertion], name: str, *, signed: bool = False, depth: int = 0) -> None:

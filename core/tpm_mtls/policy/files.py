@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from tpm_mtls.errors import PolicyError
     from tpm_mtls.policy.document import PolicyDocument, SignedPolicy
 
 POLICY_SUFFIX = ".policy.json"
@@ -58,18 +59,27 @@ def find_policy(name: bytes, folders: Iterable[Path]) -> PolicyDocument | None:
     return None
 
 
-def find_signed_policies(folders: Iterable[Path]) -> list[FoundPolicy]:
-    """All signed policies in ``folders``, the newest first. Nothing is verified.
+def find_signed_policies(folders: Iterable[Path]) -> tuple[list[FoundPolicy], list[PolicyError]]:
+    """All signed policies in ``folders``, the newest first, and what is wrong with those that cannot be read.
+
+    No signature is verified.
 
     Raises:
-        PolicyError: one is damaged.
-        PemError, StorageError: one is oversized, or cannot be read.
+        StorageError: a folder cannot be read.
     """
+    from tpm_mtls.errors import PemError, PolicyError, StorageError  # noqa: PLC0415 - only here
     from tpm_mtls.policy.document import parse_signed_policy  # noqa: PLC0415 - imports msgspec
 
-    paths = [path for folder in dict.fromkeys(folders) for path in _files(folder, SIGNED_SUFFIX)]
-    found = [FoundPolicy(path, parse_signed_policy(_read_capped(path), str(path))) for path in paths]
-    return sorted(found, key=lambda each: -each.policy.version)
+    found: list[FoundPolicy] = []
+    damaged: list[PolicyError] = []
+    for path in [path for folder in dict.fromkeys(folders) for path in _files(folder, SIGNED_SUFFIX)]:
+        try:
+            found.append(FoundPolicy(path, parse_signed_policy(_read_capped(path), str(path))))
+        except PolicyError as error:
+            damaged.append(error)
+        except (PemError, StorageError) as error:
+            damaged.append(PolicyError(str(error), hint=error.hint))
+    return sorted(found, key=lambda each: -each.policy.version), damaged
 
 
 def write_policy(folder: Path, document: PolicyDocument) -> Path:

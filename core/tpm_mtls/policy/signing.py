@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from tpm_mtls.errors import CredentialError, EvidenceError, PemError, PolicyError, UsageError
 from tpm_mtls.files import read_capped
 from tpm_mtls.policy.digest import policy_digest
-from tpm_mtls.policy.document import SignedPolicy, Signer, check_assertions
+from tpm_mtls.policy.document import SignedPolicy, Signer, check_assertions, check_version
 from tpm_mtls.structures import parse_public_area, parse_signature, verify_signature
 from tpm_mtls.structures.external_key import external_public
 
@@ -109,6 +109,7 @@ def sign_policy(
         UsageError: ``policy_ref`` is too long.
     """
     check_assertions(policy, "the policy to be signed", signed=True)
+    check_version(policy, version, "the policy to be signed")
     check_reference(policy_ref)
     digest = policy_digest(policy)
     return SignedPolicy(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tpm_mtls.errors import PolicyError, UsageError
+from tpm_mtls.files import read_capped
 from tpm_mtls.policy.document import (
     BANKS,
     BRANCHES,
@@ -16,6 +17,7 @@ from tpm_mtls.policy.document import (
     PCRS,
     PolicyOr,
     PolicyPcr,
+    Text,
     check_assertions,
     pcr_digest,
 )
@@ -23,6 +25,7 @@ from tpm_mtls.policy.document import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+    from pathlib import Path
 
     from tpm_mtls.policy.document import Assertion
     from tpm_mtls.tpm.pcrs import Pcrs
@@ -40,7 +43,7 @@ class MachineState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     format: int = FORMAT
-    description: str = ""
+    description: Text = ""
     pcrs: tuple[PolicyPcr, ...]
 
 
@@ -86,15 +89,25 @@ def read_state(pcrs: Pcrs, selection: str, *, now: datetime, description: str = 
     return MachineState(description=description, pcrs=tuple(found))
 
 
+def read_state_file(path: Path) -> MachineState:
+    """The state in the file ``path``.
+
+    Raises:
+        PolicyError: it is none.
+        PemError, StorageError: it is oversized, or cannot be read.
+    """
+    return parse_state(read_capped(path, limit=LIMIT), str(path))
+
+
 def parse_state(data: bytes, name: str) -> MachineState:
     """The state in ``data``; ``name`` says where it came from, for the errors.
 
     Raises:
-        PolicyError: malformed, oversized or of another format.
+        PolicyError: malformed or of another format.
     """
     hint = "record it again: tpm-mtls policy record"
     try:
-        state = msgspec.json.decode(data[: LIMIT + 1], type=MachineState)
+        state = msgspec.json.decode(data, type=MachineState)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PolicyError(f"{name} is no recorded state of a machine: {str(error).lower()}", hint=hint) from error
     if state.format != FORMAT:

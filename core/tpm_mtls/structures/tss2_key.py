@@ -22,7 +22,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cryptography.hazmat import asn1
 from cryptography.x509 import ObjectIdentifier
@@ -30,6 +30,9 @@ from cryptography.x509 import ObjectIdentifier
 from tpm_mtls.errors import PemError
 from tpm_mtls.files import PEM_LIMIT
 from tpm_mtls.structures.public_area import PublicArea, parse_public_area
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 LOADABLE = ObjectIdentifier("2.23.133.10.1.3")
 _OTHER_KINDS = {
@@ -73,6 +76,18 @@ class _TpmKey:
     private: bytes
 
 
+class PolicyCommand(NamedTuple):
+    """A policy command, as the standard's policy fields hold it (4.1).
+
+    Attributes:
+        code: TPM_CC.
+        parameters: the command's parameters, without the session's handle.
+    """
+
+    code: int
+    parameters: bytes
+
+
 @dataclass(frozen=True)
 class Tss2Key:
     """A key file's content.
@@ -95,15 +110,23 @@ class Tss2Key:
     rsa_parent: bool = False
     description: str | None = None
 
-    def to_pem(self) -> bytes:
-        """The PEM file in the four-field form, which every tool reads; the optional fields are left out."""
+    def to_pem(
+        self, policy: Sequence[PolicyCommand] = (), signed: Mapping[str, Sequence[PolicyCommand]] | None = None
+    ) -> bytes:
+        """The PEM file in the four-field form, which every tool reads; the optional fields are left out.
+
+        Args:
+            policy: commands that satisfy the key's policy, for tools that know the field; OpenSSL's provider does not.
+            signed: policies that were signed for it, by their descriptions, each beginning with PolicyAuthorize.
+        """
+        approved = [_AuthPolicy(name=name or None, policy=_policies(each)) for name, each in (signed or {}).items()]
         der = asn1.encode_der(
             _TpmKey(
                 type=LOADABLE,
                 empty_auth=self.empty_auth,
-                policy=None,
+                policy=_policies(policy) or None,
                 secret=None,
-                auth_policy=None,
+                auth_policy=approved or None,
                 description=None,
                 rsa_parent=None,
                 parent=self.parent,
@@ -148,6 +171,10 @@ def parse_tss2_pem(data: bytes, name: str = "the key file") -> Tss2Key:
         rsa_parent=bool(key.rsa_parent),
         description=key.description,
     )
+
+
+def _policies(commands: Sequence[PolicyCommand]) -> list[_Policy]:
+    return [_Policy(code=each.code, parameters=each.parameters) for each in commands]
 
 
 def _damaged(name: str, what: str) -> PemError:

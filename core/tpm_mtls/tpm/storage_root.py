@@ -67,15 +67,17 @@ class StorageRootKey:
         """
         return self.read() or self._create()
 
-    def create_key(self, algorithm: KeyAlgorithm, *, authorization: Secret | None = None) -> LoadedKey:
-        """A new TLS key under it, loaded.
+    def create_key(
+        self, algorithm: KeyAlgorithm, *, authorization: Secret | None = None, policy: bytes = b""
+    ) -> LoadedKey:
+        """A new TLS key under it, loaded; with ``policy`` (authPolicy, 32 bytes) only that lets it sign.
 
         Raises:
             AlgorithmUnsupportedError: this TPM does not have ``algorithm``.
             HandleOccupiedError: what sits at the SRK's handle is no storage key.
             AuthorizationError: the SRK has another authorization value (or, to create it, the owner hierarchy).
         """
-        template = signing_template(algorithm, with_authorization=authorization is not None)
+        template = signing_template(algorithm, with_authorization=authorization is not None, policy=policy)
         return self._use(lambda: self._tpm.create_child(SRK_HANDLE, template, authorization))
 
     def create_attestation_key(self) -> LoadedKey:

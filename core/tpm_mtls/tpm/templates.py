@@ -45,14 +45,18 @@ def storage_root_template() -> bytes:
     return bytes(public.marshal())
 
 
-def signing_template(algorithm: KeyAlgorithm, *, with_authorization: bool) -> bytes:
+def signing_template(algorithm: KeyAlgorithm, *, with_authorization: bool, policy: bytes = b"") -> bytes:
     """A TLS key: signs whatever it is given (TLS hashes outside the TPM), with any scheme of its algorithm.
+
+    With a policy nothing else lets it sign (no userWithAuth). adminWithPolicy stays clear: TPM2_Certify, an ADMIN use,
+    takes the authorization value, so that the TPM can vouch for the key whatever was booted (part 1, 19.3).
 
     Args:
         algorithm: kind and size.
         with_authorization: whether it has an authorization value, which dictionary-attack protection then guards.
+        policy: its authPolicy, 32 bytes; empty for none.
     """
-    return _signing(algorithm, BORN_INSIDE, with_authorization=with_authorization)
+    return _signing(algorithm, BORN_INSIDE, with_authorization=with_authorization, policy=policy)
 
 
 def attestation_template() -> bytes:
@@ -93,14 +97,19 @@ def _aes_128_cfb() -> TPMT_SYM_DEF_OBJECT:
     )
 
 
-def _signing(algorithm: KeyAlgorithm, origin: Attribute, *, with_authorization: bool) -> bytes:
-    attributes = origin | Attribute.SIGN | Attribute.USERWITHAUTH
+def _signing(algorithm: KeyAlgorithm, origin: Attribute, *, with_authorization: bool, policy: bytes = b"") -> bytes:
+    attributes = origin | Attribute.SIGN
+    if not policy:
+        attributes |= Attribute.USERWITHAUTH
     if not with_authorization:
         attributes |= Attribute.NODA
     none = TPMT_SYM_DEF_OBJECT(algorithm=TPM2_ALG.NULL)
     if algorithm.is_ecc:
-        return bytes(_ecc(_CURVES[algorithm], attributes, none).marshal())
-    return bytes(_rsa(_RSA_BITS[algorithm], attributes, none).marshal())
+        public = _ecc(_CURVES[algorithm], attributes, none)
+    else:
+        public = _rsa(_RSA_BITS[algorithm], attributes, none)
+    public.authPolicy = policy
+    return bytes(public.marshal())
 
 
 def _ecc(curve: int, attributes: Attribute, symmetric: TPMT_SYM_DEF_OBJECT) -> TPMT_PUBLIC:

@@ -1,0 +1,131 @@
+"""What several of keygen's commands have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tpm_mtls.authorization import read_authorization
+from tpm_mtls.errors import UsageError
+from tpm_mtls.identity import CERTIFICATE, DEFAULT_FOLDER
+from tpm_mtls.key_reference import parse_handle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from tpm_mtls.key_reference import KeyReference
+    from tpm_mtls.tpm import Tpm
+    from tpm_mtls_keygen.keys import KeyForm, TpmKey
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+def key_option(function: F) -> F:
+    """``--key``: passes the text to the parameter ``reference``."""
+    return click.option(
+        "--key", "reference", required=True, metavar="KEY", help="A TSS2 PEM file, or a handle like handle:0x81000100."
+    )(function)
+
+
+def form_options(function: F) -> F:
+    """``--out`` and ``--handle``, for `key_form`."""
+    out = click.option(
+        "--out",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Make a TSS2 PEM file (mode 0600); never overwrites.",
+    )
+    handle = click.option(
+        "--handle", metavar="HANDLE|next", help="Keep it in the TPM at this persistent handle, or at the next free one."
+    )
+    return out(handle(function))
+
+
+def hierarchy_options(function: F) -> F:
+    """``--owner-auth`` and ``--srk-auth``, for `open_for_keys`."""
+    owner = click.option(
+        "--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one."
+    )
+    srk = click.option(
+        "--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one."
+    )
+    return owner(srk(function))
+
+
+def policy_options(function: F) -> F:
+    """``--pcrs`` and what else `tpm_mtls_keygen.new_policy.read_wish` takes."""
+    file = click.Path(dir_okay=False, path_type=Path)
+    options = [
+        click.option(
+            "--pcrs", metavar="BANK:N,…", help="The key works only while these PCRs are as now, such as sha256:0,2,4,7."
+        ),
+        click.option(
+            "--pcr-values",
+            type=file,
+            multiple=True,
+            help="Or as in this file (tpm-mtls policy record); may be repeated.",
+        ),
+        click.option(
+            "--policy-signer",
+            type=file,
+            help="The key works while the machine's state is one that this operator signed (PEM public key; "
+            "tpm-mtls policy sign).",
+        ),
+        click.option("--policy-ref", metavar="TEXT", help="What the operator's policies must be meant for."),
+        click.option(
+            "--counter",
+            metavar="INDEX|none",
+            help="NV index of the counter that retires old signed policies.  [default: 0x01500100]",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def key_form(out: Path | None, handle: str | None) -> KeyForm:
+    """Where a key goes.
+
+    Raises:
+        UsageError: not exactly one of both is given.
+        KeyReferenceError: ``handle`` is none.
+    """
+    from tpm_mtls_keygen.keys import FileForm, PersistentForm  # noqa: PLC0415 - imports tpm2-pytss
+
+    if (out is None) == (handle is None):
+        raise UsageError("say where the key goes", hint="either --out FILE, or --handle 0x81000100, or --handle next")
+    if out is not None:
+        return FileForm(out)
+    return PersistentForm(None if handle in {None, "next"} else parse_handle(handle or ""))
+
+
+def open_for_keys(
+    tcti: str | None,
+    owner_auth: str | None,
+    srk_auth: str | None,
+    *,
+    key: KeyReference | None = None,
+    beside: Path = DEFAULT_FOLDER,
+) -> AbstractContextManager[Tpm]:
+    """The TPM, for a command that makes or uses keys; through the relay where ``key``, which signs, has a policy.
+
+    Args:
+        tcti: where it is.
+        owner_auth: source of the owner hierarchy's authorization value.
+        srk_auth: source of the storage root key's.
+        key: the key that will sign, if one will.
+        beside: a folder where its policy may be, besides its own.
+    """
+    from tpm_mtls.relay import key_tcti, policy_folders  # noqa: PLC0415 - only where a key is used
+    from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
+
+    owner, srk = read_authorization(owner_auth), read_authorization(srk_auth)
+    where = tcti if key is None else key_tcti(tcti, policy_folders(key, beside / CERTIFICATE))
+    return open_tpm(where, owner_authorization=owner, srk_authorization=srk)
+
+
+def created(key: TpmKey) -> dict[str, Any]:
+    """A new key, for ``--json``."""
+    return {"key": str(key.reference), "algorithm": key.public.algorithm, "name": key.public.name.hex()}
