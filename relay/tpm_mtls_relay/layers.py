@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from tpm_mtls_relay.objects import Objects
 from tpm_mtls_relay.observers import Observers
 from tpm_mtls_relay.policy_authorization import PolicyAuthorization
+from tpm_mtls_relay.retrying import Retrying
 from tpm_mtls_relay.tracking import Tracking
-from tpm_mtls_relay.transport import open_transport
+from tpm_mtls_relay.transport import Connection, Limits, is_raw, open_transport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tpm_mtls_relay.objects import Objects
+    from tpm_mtls_relay.ledger import Ledger
     from tpm_mtls_relay.options import Options
     from tpm_mtls_relay.wire import Exchange
+
+_LAST_LIMIT = 5.0
+"""Seconds for each command at the end: libtss2, and with it the program, waits for the relay."""
 
 
 class Layers:
@@ -22,18 +27,27 @@ class Layers:
     """
 
     def __init__(self, options: Options) -> None:
-        """Puts together what ``options`` ask for.
+        """Puts together what ``options`` ask for; the TPM is opened when it is needed.
 
         Raises:
-            TransportError: no TPM answers.
+            OptionError: they cannot be had.
         """
+        raw = is_raw(options.tcti)
+        self._limits = Limits(options.time_limit)
         self._observers = Observers(options)
-        self._transport = open_transport(options.tcti)
-        self._tracking = Tracking(self._observers.before(self._transport))
-        self.objects: Objects = self._tracking.objects
+        self._connection = Connection(
+            lambda: open_transport(options.tcti, self._limits), lambda: self.objects.connection_lost(raw=raw)
+        )
+        ledger = _ledger(options.tcti) if raw else None
+        self.objects = Objects(ledger)
+        asked = Retrying(self._observers.before(self._connection), self.objects)
+        if ledger is not None:
+            ledger.flush_leftovers(asked)
+        self._tracking = Tracking(asked, self.objects, ledger)
         self._outermost: Exchange = self._tracking
         if not options.pass_through:
-            self._outermost = PolicyAuthorization(self._outermost, self.objects, options.policies)
+            policies = PolicyAuthorization(self._outermost, self.objects, options.policies)
+            self._outermost = Shortcuts(policies, self.objects, Answers(runtime_folder(), options.tcti))
 
     def __call__(self, command: bytes) -> bytes:
         """The response to ``command``; raises `RelayError`."""
@@ -41,11 +55,21 @@ class Layers:
 
     def close(self) -> None:
         """Leaves nothing in the TPM, and gives it back."""
+        self._limits.cap = min(self._limits.cap, _LAST_LIMIT)
         self._tracking.close()
-        self._transport.close()
+        self._connection.close()
         self._observers.close()
 
 
 def build_layers(options: Options) -> Layers:
     """The layers that ``options`` ask for; the caller closes them."""
     return Layers(options)
+
+
+def _ledger(tcti: str) -> Ledger | None:
+    """Where this relay writes down what it loads; none where there is no private folder for that."""
+    from tpm_mtls_relay.ledger import Ledger  # noqa: PLC0415 - not behind a resource manager
+    from tpm_mtls_relay.runtime_folder import runtime_folder  # noqa: PLC0415 - the same
+
+    folder = runtime_folder()
+    return Ledger(folder, tcti) if folder is not None else None
