@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from tpm_mtls.key_reference import KeyFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from tpm_mtls.identity import Identity
 
 _TIMEOUT = 20.0  # seconds until it listens
 
-_CONFIGURATION = """
+_CONFIGURATION = """{environment}
 daemon off; master_process off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log info;
 events {{ worker_connections 64; }}
 http {{
@@ -41,9 +41,18 @@ http {{
 
 @contextmanager
 def running_nginx(
-    folder: Path, identity: Identity, *, protocols: str = "TLSv1.2 TLSv1.3", verify: str = "on", more: str = ""
+    folder: Path,
+    identity: Identity,
+    *,
+    protocols: str = "TLSv1.2 TLSv1.3",
+    verify: str = "on",
+    more: str = "",
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """The URL of an nginx with ``identity`` that verifies clients against its trust, while the block lasts."""
+    """The URL of an nginx with ``identity`` that verifies clients against its trust, while the block lasts.
+
+    ``variables`` are those of ``openssl-env``, for a TPM key.
+    """
     program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     assert program, "nginx is not installed (Debian package nginx-light)"
     assert isinstance(identity.key, KeyFile)
@@ -53,6 +62,7 @@ def running_nginx(
     configuration = folder / "nginx.conf"
     configuration.write_text(
         _CONFIGURATION.format(
+            environment="".join(f"env {name};" for name in variables or {}),
             folder=folder,
             port=port,
             certificate=identity.certificate,
@@ -64,6 +74,7 @@ def running_nginx(
         )
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENSSL_")}
+    environment |= variables or {}
     command = [program, "-c", str(configuration), "-p", str(folder), "-e", str(folder / "error.log")]
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
