@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from tpm_mtls.tls import IdentityContext
 
 if TYPE_CHECKING:
     import ssl
@@ -23,21 +25,29 @@ class Seen:
         cipher: OpenSSL's name of the cipher suite.
         client: common name in the client's certificate, as the server saw it.
         server: common name in the server's certificate, as the client saw it.
+        resumed: whether it resumed an earlier session.
     """
 
     version: str | None
     cipher: str | None
     client: str | None
     server: str | None
+    resumed: bool
 
 
-def handshake(client: ssl.SSLContext, server: ssl.SSLContext, *, name: str = "localhost") -> Seen:
+def handshake(client: ssl.SSLContext, server: ssl.SSLContext, *, name: str = "localhost", resume: bool = False) -> Seen:
     """A completed handshake.
+
+    Args:
+        client: the client's context.
+        server: the server's.
+        name: the server's.
+        resume: whether the client may resume an earlier session; a full handshake otherwise.
 
     Raises:
         Exception: the client's, or the server's if the client had none.
     """
-    seen, client_error, server_error = attempt(client, server, name=name)
+    seen, client_error, server_error = attempt(client, server, name=name, resume=resume)
     error = client_error or server_error
     if error is not None:
         try:
@@ -49,9 +59,11 @@ def handshake(client: ssl.SSLContext, server: ssl.SSLContext, *, name: str = "lo
 
 
 def attempt(
-    client: ssl.SSLContext, server: ssl.SSLContext, *, name: str = "localhost"
+    client: ssl.SSLContext, server: ssl.SSLContext, *, name: str = "localhost", resume: bool = False
 ) -> tuple[Seen | None, Exception | None, Exception | None]:
     """What was seen, or the client's and the server's errors."""
+    if not resume and isinstance(client, IdentityContext):
+        client.sessions.clear()
     client_end, server_end = socket.socketpair()
     errors: list[Exception] = []
     names: list[str | None] = []
@@ -77,14 +89,14 @@ def attempt(
         with client.wrap_socket(client_end, server_hostname=name) as tls:
             assert tls.recv(16) == b"welcome\n"
             cipher = tls.cipher()
-            seen = Seen(tls.version(), cipher and cipher[0], None, common_name(tls))
+            seen = Seen(tls.version(), cipher and cipher[0], None, common_name(tls), bool(tls.session_reused))
     except Exception as error:  # noqa: BLE001 - handed to the test
         failure = error.with_traceback(None)
     finally:
         client_end.close()
         thread.join()
     if seen and names:
-        seen = Seen(seen.version, seen.cipher, names[0], seen.server)
+        seen = replace(seen, client=names[0])
     return seen, failure, errors[0] if errors else None
 
 

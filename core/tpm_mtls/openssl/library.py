@@ -7,7 +7,7 @@ import ctypes
 import functools
 import re
 import ssl
-from ctypes import POINTER, c_char_p, c_int, c_long, c_size_t, c_uint, c_ulong, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_long, c_size_t, c_ubyte, c_uint, c_ulong, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,17 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "SSL_CTX_get0_certificate": (_P, _P),
     "SSL_CTX_get0_privatekey": (_P, _P),
     "SSL_CTX_use_cert_and_key": (c_int, _P, _P, _P, _P, c_int),
+    "SSL_set_session": (c_int, _P, _P),
+    "SSL_get_session": (_P, _P),
+    "SSL_session_reused": (c_int, _P),
+    "SSL_SESSION_dup": (_P, _P),
+    "SSL_SESSION_free": (None, _P),
+    "SSL_SESSION_get_id": (POINTER(c_ubyte), _P, POINTER(c_uint)),
+    "SSL_SESSION_is_resumable": (c_int, _P),
+    "SSL_SESSION_get_protocol_version": (c_int, _P),
+    "SSL_SESSION_get_time": (c_long, _P),
+    "SSL_SESSION_get_timeout": (c_long, _P),
+    "SSL_SESSION_get_ticket_lifetime_hint": (c_ulong, _P),
 }
 
 UI_READER = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import ssl
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,107 +12,16 @@ from tpm_mtls.errors import PemError, UsageError
 from tpm_mtls.files import read_capped
 from tpm_mtls.openssl import contexts
 from tpm_mtls.tls import process_hooks
+from tpm_mtls.tls.objects import IdentityObject
 from tpm_mtls.tls.own_key import OwnKey
+from tpm_mtls.tls.sessions import Resumption, SessionCache
+from tpm_mtls.tls.sockets import IdentitySocket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
 
     from tpm_mtls.errors import TpmMtlsError
     from tpm_mtls.tls.own_key import Source
-
-
-class _IdentitySocket(ssl.SSLSocket):
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the parent's signature
-        with _handshake(self.context) as turn:
-            if turn is None:
-                super().do_handshake(block)
-            else:
-                in_turns(self, super().do_handshake, turn, block=block)
-
-    def read(self, *arguments: Any) -> Any:  # noqa: ANN401 - the parent's signature
-        with _explained(self.context):
-            return super().read(*arguments)
-
-
-class _IdentityObject(ssl.SSLObject):
-    def do_handshake(self) -> None:
-        with _handshake(self.context) as turn, turn or contextlib.nullcontext():
-            super().do_handshake()
-
-    def read(self, *arguments: Any) -> Any:  # noqa: ANN401 - the parent's signature
-        with _explained(self.context):
-            return super().read(*arguments)
-
-
-@contextlib.contextmanager
-def _handshake(context: ssl.SSLContext) -> Iterator[AbstractContextManager[object] | None]:
-    own = _own_key(context)
-    if own is None:
-        yield None
-        return
-    own.begin_handshake()
-    try:
-        with _explained(context):
-            yield own.turn
-        contexts.forget_errors()
-    finally:
-        own.end_handshake()
-
-
-@contextlib.contextmanager
-def _explained(context: ssl.SSLContext) -> Iterator[None]:
-    try:
-        yield
-    except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-        raise
-    except ssl.SSLError as error:
-        own = _own_key(context)
-        if own is None:
-            raise
-        own.explain(error)
-
-
-def _own_key(context: ssl.SSLContext) -> OwnKey | None:
-    return getattr(context, "own_key", None)  # a server-name callback may have chosen another context
-
-
-def in_turns(
-    connection: ssl.SSLSocket, handshake: Callable[[], None], turn: AbstractContextManager[object], *, block: bool
-) -> None:
-    """A handshake of which every step holds ``turn``, and no waiting for the peer: that may be another thread's turn.
-
-    Raises:
-        TimeoutError: the socket's timeout has passed.
-        OSError: as the handshake.
-    """
-    timeout = connection.gettimeout()
-    if timeout == 0 and not block:
-        with turn:
-            handshake()
-        return
-    deadline = time.monotonic() + timeout if timeout else None
-    connection.settimeout(0)
-    try:
-        while (wanted := _step(handshake, turn)) is not None:
-            poll = select.poll()
-            poll.register(connection, wanted)
-            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            if not poll.poll(left):
-                raise TimeoutError("the handshake timed out")
-    finally:
-        connection.settimeout(timeout)
-
-
-def _step(handshake: Callable[[], None], turn: AbstractContextManager[object]) -> int | None:
-    try:
-        with turn:
-            handshake()
-    except ssl.SSLWantReadError:
-        return select.POLLIN
-    except ssl.SSLWantWriteError:
-        return select.POLLOUT
-    return None
 
 
 class IdentityContext(ssl.SSLContext):
@@ -125,12 +32,15 @@ class IdentityContext(ssl.SSLContext):
     loaded the key again by then, so the next connection works. In a forked child it loads the key anew when it is
     first used.
 
+    A client's connections resume the TLS sessions of earlier ones by themselves, which takes no signature.
+
     Attributes:
         own_key: certificate and key; none for a context that only verifies.
+        sessions: of earlier connections to servers, with the present certificate.
     """
 
-    sslsocket_class = _IdentitySocket
-    sslobject_class = _IdentityObject
+    sslsocket_class = IdentitySocket
+    sslobject_class = IdentityObject
     own_key: OwnKey | None = None
 
     def __init__(self, protocol: int, *, trust: Path | None, verify_mode: ssl.VerifyMode) -> None:  # noqa: ARG002 - protocol is for __new__
@@ -138,6 +48,7 @@ class IdentityContext(ssl.SSLContext):
         self._floor = ssl.CERT_NONE
         self.verify_mode = verify_mode
         self._floor = verify_mode
+        self.sessions = SessionCache()
         if trust is not None:
             _load_trust(self, trust)
 
@@ -229,21 +140,25 @@ class IdentityContext(ssl.SSLContext):
     # methods call it (Lib/ssl.py of CPython 3.11 to 3.14), also for sockets that are connected after they were wrapped.
 
     def _wrap_socket(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - the parent's signature
-        with self._ready():
+        with self._ready() as resumption:
+            options["owner"].resumption = resumption
             return super()._wrap_socket(*arguments, **options)  # type: ignore[misc]  # private, so not in typeshed
 
     def _wrap_bio(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - the parent's signature
-        with self._ready():
+        with self._ready() as resumption:
+            options["owner"].resumption = resumption
             return super()._wrap_bio(*arguments, **options)  # type: ignore[misc]  # private, so not in typeshed
 
     @contextlib.contextmanager
-    def _ready(self) -> Iterator[None]:
+    def _ready(self) -> Iterator[Resumption | None]:
+        """While nothing is loaded; yields a client connection's part in the sessions."""
         if self.own_key is None:
-            yield
+            yield None
             return
         self.own_key.ensure_own()
         with self.own_key.guard:
-            yield
+            client = self.protocol is ssl.PROTOCOL_TLS_CLIENT
+            yield Resumption(self.sessions, self.own_key.generation, id(self)) if client else None
 
 
 def _more_trust() -> UsageError:

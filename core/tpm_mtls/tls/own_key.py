@@ -84,10 +84,12 @@ class OwnKey:
 
     Attributes:
         guard: held while the ``SSL_CTX`` changes, and to be held while connections are made from it.
+        generation: counts how often certificate and key were loaded.
     """
 
     def __init__(self, ssl_ctx: int, source: Source) -> None:
         self.guard = threading.RLock()
+        self.generation = 0
         self._ssl_ctx = ssl_ctx
         self._source = source
         self._connection: TpmConnection | None = None
@@ -214,6 +216,7 @@ class OwnKey:
                     contexts.abandon_key(self._ssl_ctx)
                 self._install(chain, loaded)
         self._connection, self._loaded, self._of_parent = connection, True, False
+        self.generation += 1
         process_hooks.key_was_loaded()
 
     def _load_key(self, expected: str) -> tuple[LoadedKey, TpmConnection | None]:
