@@ -149,18 +149,19 @@ def check_certification(
     return parsed, key
 
 
-def check_residency(key: PublicArea, *, policies: frozenset[bytes], imported: bool) -> Residency:
+def check_residency(key: PublicArea, *, policies: frozenset[bytes] | None, imported: bool) -> Residency:
     """The second half of check 5: the certified key is a TLS key that cannot leave its TPM.
 
     1. sign, neither restricted nor decrypt nor x509sign; SHA-256, SHA-384 or SHA-512 in its Name.
     2. fixedTPM, fixedParent and sensitiveDataOrigin; or, with ``imported``, not all of them.
-    3. Its authorization policy is one of ``policies``.
+    3. Its authorization policy is one of ``policies``, and cannot be gone round: a key with userWithAuth, which is used
+       without satisfying any (part 1, 19.3), has none.
 
     The caller must have made `check_certification`: without it the attributes are only claimed.
 
     Args:
         key: its public area.
-        policies: acceptable policy digests; the empty one stands for a key without policy.
+        policies: acceptable policy digests, the empty one standing for a key without policy; none for any whatsoever.
         imported: whether a key that somebody may have a copy of will do.
 
     Raises:
@@ -171,10 +172,12 @@ def check_residency(key: PublicArea, *, policies: frozenset[bytes], imported: bo
         raise _refused(5, f"the certified key is no TLS key: {key}", _KEY_HINT)
     if not key.was_born_inside and not imported:  # 2
         raise _refused(5, f"the certified key is not fixed to its TPM: {key}", _KEY_HINT)
-    if key.policy not in policies:  # 3
+    if policies is not None and key.policy not in policies:  # 3
         raise _refused(
             5, f"the certified key has another policy than expected: {key.policy.hex() or 'none'}", _KEY_HINT
         )
+    if policies is not None and key.policy and Attribute.USERWITHAUTH in key.attributes:
+        raise _refused(5, f"the certified key can be used without its policy: {key}", _KEY_HINT)
     return Residency.FIXED if key.was_born_inside else Residency.IMPORTED
 
 

@@ -41,9 +41,9 @@ def group() -> None:
     "--policy",
     "policies",
     multiple=True,
-    metavar="HEX",
-    help="An acceptable authorization policy of TLS keys, or 'none'; may be repeated; replaces those there were.  "
-    "[at first: none]",
+    metavar="HEX|none|any",
+    help="An acceptable authorization policy of TLS keys (tpm-mtls policy show), 'none' for keys without, or 'any' for "
+    "all; may be repeated; replaces those there were.  [at first: none]",
 )
 @json_option
 def set_group(
@@ -69,7 +69,7 @@ def set_group(
     if imported is not None:
         changes["imported"] = imported
     if policies:
-        changes["policies"] = frozenset(groups.parse_policy(each) for each in policies)
+        changes["policies"] = groups.parse_policies(policies)
     with open_authority(ca_dir) as authority, authority.database.writing() as connection:
         changed = dataclasses.replace(groups.find(connection, groups.check_group_name(name)), **changes)
         groups.save(connection, changed, now=utc_now())
@@ -96,5 +96,5 @@ def _facts(group: Group) -> dict[str, object]:
         "approval": group.approval.value,
         "naming": group.naming.value,
         "imported": group.imported,
-        "policies": " ".join(sorted(each.hex() or "none" for each in group.policies)),
+        "policies": " ".join(sorted(each.hex() or "none" for each in group.policies or ())) or "any",
     }

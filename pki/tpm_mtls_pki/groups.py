@@ -14,12 +14,16 @@ from tpm_mtls_pki import audit
 from tpm_mtls_pki.schema import groups, select_by
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy.engine import Connection, Row
 
 DEFAULT: Final = "default"
 """The group of TPMs that are not on the allow-list."""
+
+ANY: Final = "any"
+"""Stands for every authorization policy, and for none."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}")
 _POLICY_LENGTHS = (0, 32, 48, 64)  # bytes of a digest; none for no policy
@@ -60,14 +64,15 @@ class Group:
         approval: whose first certificate has to be approved.
         naming: how devices are named.
         imported: whether TLS keys will do that were not born in the TPM.
-        policies: acceptable authorization policies of TLS keys (digests; the empty one for none).
+        policies: acceptable authorization policies of TLS keys (digests; the empty one for a key without); none for
+            any, or none at all.
     """
 
     name: str
     approval: ApprovalRule = ApprovalRule.UNLISTED
     naming: Naming = Naming.EK
     imported: bool = False
-    policies: frozenset[bytes] = frozenset({b""})
+    policies: frozenset[bytes] | None = frozenset({b""})
 
 
 def find(connection: Connection, name: str) -> Group:
@@ -89,7 +94,7 @@ def save(connection: Connection, group: Group, *, now: datetime) -> None:
         UsageError: an unusable name, no policy at all, or too many.
     """
     check_group_name(group.name)
-    if not 1 <= len(group.policies) <= _POLICIES_LIMIT:
+    if group.policies is not None and not 1 <= len(group.policies) <= _POLICIES_LIMIT:
         raise UsageError(
             f"a group has 1 to {_POLICIES_LIMIT} key policies", hint="'none' stands for keys without a policy"
         )
@@ -97,7 +102,7 @@ def save(connection: Connection, group: Group, *, now: datetime) -> None:
         "approval": group.approval.value,
         "naming": group.naming.value,
         "imported": group.imported,
-        "policies": sorted(each.hex() for each in group.policies),
+        "policies": [ANY] if group.policies is None else sorted(each.hex() for each in group.policies),
     }
     connection.execute(groups.delete().where(groups.c.name == group.name))
     values = facts | {"policies": msgspec.json.encode(facts["policies"]).decode()}
@@ -116,6 +121,19 @@ def check_group_name(name: str) -> str:
     return name
 
 
+def parse_policies(texts: Sequence[str]) -> frozenset[bytes] | None:
+    """The policy digests in ``texts``, as `Group` has them: each as `parse_policy` takes it, or ``any`` alone.
+
+    Raises:
+        UsageError: as `parse_policy`, or ``any`` and something else.
+    """
+    if ANY not in texts:
+        return frozenset(parse_policy(each) for each in texts)
+    if len(texts) > 1:
+        raise UsageError("any policy, and a certain one, are contradictory", hint="give 'any' alone, or leave it out")
+    return None
+
+
 def parse_policy(text: str) -> bytes:
     """The policy digest in hexadecimal ``text``; the empty one for ``none``.
 
@@ -125,10 +143,10 @@ def parse_policy(text: str) -> bytes:
     try:
         digest = b"" if text == "none" else bytes.fromhex(text)
     except ValueError as error:
-        raise UsageError(f"not a policy digest: {text[:40]!r}", hint="hexadecimal, or 'none'") from error
+        raise UsageError(f"not a policy digest: {text[:40]!r}", hint="hexadecimal, 'none', or 'any'") from error
     if len(digest) not in _POLICY_LENGTHS or (not digest and text != "none"):
         raise UsageError(
-            f"no policy digest has {len(digest)} bytes", hint="tpm2_policy… writes one, 32 bytes for SHA-256"
+            f"no policy digest has {len(digest)} bytes", hint="tpm-mtls policy show prints one, 32 bytes for SHA-256"
         )
     return digest
 
@@ -140,5 +158,5 @@ def _group(row: Row[Any]) -> Group:
         approval=ApprovalRule(row.approval),
         naming=Naming(row.naming),
         imported=row.imported,
-        policies=frozenset(bytes.fromhex(each) for each in policies),
+        policies=None if policies == [ANY] else frozenset(bytes.fromhex(each) for each in policies),
     )

@@ -141,9 +141,9 @@ def test_a_file_that_appears_while_the_key_is_made_is_not_overwritten(
     with open_tpm(tpm.tcti) as opened:
         create = opened.srk.create_key
 
-        def create_slowly(algorithm: KeyAlgorithm, *, authorization: Secret | None) -> LoadedKey:
+        def create_slowly(algorithm: KeyAlgorithm, *, authorization: Secret | None, policy: bytes) -> LoadedKey:
             path.write_text("precious")
-            return create(algorithm, authorization=authorization)
+            return create(algorithm, authorization=authorization, policy=policy)
 
         monkeypatch.setattr(opened.srk, "create_key", create_slowly)
         with pytest.raises(StateError, match=r"device\.key\.pem exists already and is not overwritten"):

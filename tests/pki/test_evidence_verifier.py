@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from support.reference_device import ReferenceDevice
     from support.tpm import SimulatedTpm
 
+USER_WITH_AUTH = 0x40
 RESTRICTED, DECRYPT, SIGN, X509SIGN = 0x00010000, 0x00020000, 0x00040000, 0x00080000
 FIXED_TPM, FIXED_PARENT, ORIGIN = 0x2, 0x10, 0x20
 AK = attestation.AK_ATTRIBUTES
@@ -330,11 +331,23 @@ def test_5_its_name_is_not_of_a_broken_hash(case: Case, tpm: SoftwareTpm) -> Non
 
 def test_5_its_policy_is_one_that_is_expected(case: Case, tpm: SoftwareTpm) -> None:
     policy = b"p" * 32
-    with_policy = case.but(evidence=tpm.certify(public=tls_public(tpm.key, policy=policy)))
+    public = tls_public(tpm.key, attributes=TLS_ATTRIBUTES & ~USER_WITH_AUTH, policy=policy)
+    with_policy = case.but(evidence=tpm.certify(public=public))
     assert_refused(with_policy, 5, f"another policy than expected: {policy.hex()}")
     only = dataclasses.replace(case.terms, policies=frozenset({policy}))
     with_policy.but(terms=only).judge()
     assert_refused(case.but(terms=only), 5, "another policy than expected: none")
+    whatever = dataclasses.replace(case.terms, policies=None)
+    with_policy.but(terms=whatever).judge()
+    case.but(terms=whatever).judge()
+
+
+def test_5_its_policy_cannot_be_gone_round(case: Case, tpm: SoftwareTpm) -> None:
+    """With userWithAuth the TPM signs without asking for the policy."""
+    policy = b"p" * 32
+    only = dataclasses.replace(case.terms, policies=frozenset({policy}))
+    around = case.but(evidence=tpm.certify(public=tls_public(tpm.key, policy=policy)), terms=only)
+    assert_refused(around, 5, "can be used without its policy")
 
 
 # --- checks 6 and 7

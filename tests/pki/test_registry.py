@@ -178,6 +178,9 @@ def test_a_group_that_nobody_made_has_the_usual_rules(connection: Connection) ->
         "imported": True,
         "policies": ["", (b"p" * 32).hex()],
     }
+    groups.save(connection, dataclasses.replace(other, policies=None), now=NOW)
+    assert groups.find(connection, "x").policies is None
+    assert last(connection).detail["policies"] == ["any"]
 
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "a" * 33, ".a", "ä"])
@@ -190,6 +193,10 @@ def test_a_groups_policies_are_checked(connection: Connection) -> None:
     for policies in (frozenset[bytes](), frozenset(bytes([each]) * 32 for each in range(17))):
         with pytest.raises(UsageError, match="a group has 1 to 16 key policies"):
             groups.save(connection, Group("x", policies=policies), now=NOW)
+    assert groups.parse_policies(["none", "ab" * 32]) == {b"", b"\xab" * 32}
+    assert groups.parse_policies(["any"]) is None
+    with pytest.raises(UsageError, match="contradictory"):
+        groups.parse_policies(["any", "none"])
     assert groups.parse_policy("none") == b""
     assert groups.parse_policy("AB" * 32) == b"\xab" * 32
     for text, message in (("xyz", "not a policy digest"), ("abcd", "no policy digest has 2"), ("", "has 0 bytes")):

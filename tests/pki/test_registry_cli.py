@@ -121,6 +121,9 @@ def test_groups_keep_what_is_not_changed(pki: Pki) -> None:
         "policies": f"{policy} none",
     }
     assert pki("group", "set", "--name", "default", "--no-imported", text=True).splitlines()[3] == "imported:  False"
+    assert pki("group", "set", "--name", "default", "--policy", "any")["policies"] == "any"
+    assert pki("group", "list")["groups"][0]["policies"] == "any"
+    assert "contradictory" in pki("group", "set", "--name", "default", "--policy", "any", "--policy", "none", status=2)
     assert "not a policy digest" in pki("group", "set", "--name", "default", "--policy", "x", status=2)
     assert "not a group's name" in pki("group", "set", "--name", "A B", status=2)
 

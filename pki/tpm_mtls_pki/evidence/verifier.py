@@ -73,14 +73,14 @@ class Terms:
         trust: the TPM makers' CAs.
         listed: whether the endorsement key is on the allow-list.
         imported: whether a TLS key that was not born in the TPM will do.
-        policies: acceptable authorization policies of the TLS key (digests; the empty one for none).
+        policies: acceptable authorization policies of the TLS key (digests; the empty one for none); none for any.
         voucher: what vouches for the attestation key where no credential was activated.
     """
 
     trust: EkTrust
     listed: bool = False
     imported: bool = False
-    policies: frozenset[bytes] = NO_POLICY
+    policies: frozenset[bytes] | None = NO_POLICY
     voucher: Voucher | None = None
 
 
