@@ -1,5 +1,6 @@
-"""Command codes (TPM_CC, TPM 2.0 Library part 2 rev 1.59, table 12) and the number of handles before the authorization
-area of each command (part 3, the commands' tables).
+"""Command codes (TPM_CC, TPM 2.0 Library part 2 rev 1.59, table 12), and how many handles each command has.
+
+The handles stand before the authorization area (part 3, the commands' tables).
 """
 
 from __future__ import annotations
@@ -7,9 +8,12 @@ from __future__ import annotations
 EVICT_CONTROL = 0x120
 CREATE_PRIMARY = 0x131
 SEQUENCE_COMPLETE = 0x13E
+INCREMENTAL_SELF_TEST = 0x142
+SELF_TEST = 0x143
 STARTUP = 0x144
 CERTIFY = 0x148
 POLICY_NV = 0x149
+NV_READ = 0x14E
 CREATE = 0x153
 LOAD = 0x157
 HMAC_START = 0x15B
@@ -19,6 +23,7 @@ CONTEXT_LOAD = 0x161
 CONTEXT_SAVE = 0x162
 FLUSH_CONTEXT = 0x165
 LOAD_EXTERNAL = 0x167
+NV_READ_PUBLIC = 0x169
 POLICY_AUTHORIZE = 0x16A
 POLICY_AUTH_VALUE = 0x16B
 POLICY_OR = 0x171
@@ -27,7 +32,9 @@ START_AUTH_SESSION = 0x176
 VERIFY_SIGNATURE = 0x177
 ECC_PARAMETERS = 0x178
 GET_CAPABILITY = 0x17A
+GET_RANDOM = 0x17B
 HASH = 0x17D
+PCR_READ = 0x17E
 POLICY_PCR = 0x17F
 POLICY_RESTART = 0x180
 EVENT_SEQUENCE_COMPLETE = 0x185

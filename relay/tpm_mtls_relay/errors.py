@@ -55,6 +55,25 @@ class TransportError(RelayError):
         super().__init__(message, code)
 
 
+class ConnectionLostError(TransportError):
+    """A connection to the TPM ended by itself.
+
+    Attributes:
+        sent: whether the command, or a part of it, may have reached the TPM.
+    """
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class KeyGoneError(RelayError):
+    """A key or session that the command uses is not in the TPM any more."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, KEY_GONE)
+
+
 class OptionError(RelayError):
     """The relay was started with an option that it does not understand."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from tpm_mtls_relay.caches import Answers
 from tpm_mtls_relay.objects import Objects
 from tpm_mtls_relay.observers import Observers
 from tpm_mtls_relay.policy_authorization import PolicyAuthorization
 from tpm_mtls_relay.retrying import Retrying
+from tpm_mtls_relay.runtime_folder import runtime_folder
+from tpm_mtls_relay.shortcuts import Shortcuts
 from tpm_mtls_relay.tracking import Tracking
 from tpm_mtls_relay.transport import Connection, Limits, is_raw, open_transport
 
@@ -38,7 +41,8 @@ class Layers:
         self._connection = Connection(
             lambda: open_transport(options.tcti, self._limits), lambda: self.objects.connection_lost(raw=raw)
         )
-        ledger = _ledger(options.tcti) if raw else None
+        folder = runtime_folder()
+        ledger = _ledger(folder, options.tcti) if raw and folder is not None else None
         self.objects = Objects(ledger)
         asked = Retrying(self._observers.before(self._connection), self.objects)
         if ledger is not None:
@@ -47,7 +51,7 @@ class Layers:
         self._outermost: Exchange = self._tracking
         if not options.pass_through:
             policies = PolicyAuthorization(self._outermost, self.objects, options.policies)
-            self._outermost = Shortcuts(policies, self.objects, Answers(runtime_folder(), options.tcti))
+            self._outermost = Shortcuts(policies, self.objects, Answers(folder, options.tcti))
 
     def __call__(self, command: bytes) -> bytes:
         """The response to ``command``; raises `RelayError`."""
@@ -66,10 +70,7 @@ def build_layers(options: Options) -> Layers:
     return Layers(options)
 
 
-def _ledger(tcti: str) -> Ledger | None:
-    """Where this relay writes down what it loads; none where there is no private folder for that."""
+def _ledger(folder: str, tcti: str) -> Ledger:
     from tpm_mtls_relay.ledger import Ledger  # noqa: PLC0415 - not behind a resource manager
-    from tpm_mtls_relay.runtime_folder import runtime_folder  # noqa: PLC0415 - the same
 
-    folder = runtime_folder()
-    return Ledger(folder, tcti) if folder is not None else None
+    return Ledger(folder, tcti)

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from tpm_mtls_relay.commands import READ_PUBLIC
-from tpm_mtls_relay.errors import UnreadableError
+from tpm_mtls_relay.errors import KeyGoneError, UnreadableError
 from tpm_mtls_relay.public_area import PublicArea
 from tpm_mtls_relay.reader import Reader
-from tpm_mtls_relay.wire import NO_SESSIONS, code_of, simple_command, tag_of
+from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, code_of, handles_of, sessions_of, simple_command, tag_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from tpm_mtls_relay.ledger import Ledger
     from tpm_mtls_relay.wire import Exchange
 
 _HMAC_SESSION, _POLICY_SESSION, _TRANSIENT, _PERSISTENT = 0x02, 0x03, 0x80, 0x81
 
 
 class Objects:
-    """Keys by their handles; ``loaded`` are the handles that must be flushed at the end.
+    """Keys by their handles, and what must be flushed at the end.
 
     Attributes:
         loaded: transient objects and sessions that came through this relay and are still there.
+        gone: those that went with a connection which died, while the program still believes in them.
+        doubtful: those that may have gone: the connection died, and the TPM has no resource manager.
     """
 
-    __slots__ = ("_keys", "loaded")
+    __slots__ = ("_keys", "_ledger", "doubtful", "gone", "loaded")
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        """``ledger`` is told what is loaded, and what is gone."""
+        self._ledger = ledger
         self._keys: dict[int, PublicArea] = {}
         self.loaded: set[int] = set()
+        self.gone: set[int] = set()
+        self.doubtful: set[int] = set()
 
     def learn(self, handle: int, key: PublicArea) -> None:
         """``key`` is at ``handle``."""
@@ -36,18 +43,60 @@ class Objects:
         """What is at ``handle``, if that is known."""
         return self._keys.get(handle)
 
-    def forget(self, handle: int) -> None:
-        """Nothing is at ``handle`` any more."""
-        self._keys.pop(handle, None)
-        self.loaded.discard(handle)
-
-    def forget_key(self, handle: int) -> None:
-        """What is known of ``handle`` may be wrong from now on."""
-        self._keys.pop(handle, None)
-
     def keys(self) -> dict[int, PublicArea]:
         """All that is known, by handle."""
         return dict(self._keys)
+
+    def load(self, handle: int) -> None:
+        """Something new is at the transient or session handle ``handle``, to be flushed at the end."""
+        self.forget(handle)
+        self.loaded.add(handle)
+        if self._ledger is not None:
+            self._ledger.loaded(handle)
+
+    def forget(self, handle: int) -> None:
+        """Nothing is at ``handle`` any more, or something else."""
+        self._keys.pop(handle, None)
+        if self._ledger is not None:
+            self._ledger.gone(handle)
+        for handles in (self.loaded, self.gone, self.doubtful):
+            handles.discard(handle)
+
+    def connection_lost(self, *, raw: bool) -> None:
+        """A connection to the TPM died; ``raw``: its objects do not depend on it, but the TPM may have been reset."""
+        if raw:
+            self.doubtful |= self.loaded
+        else:
+            self.gone |= self.loaded
+            self.loaded.clear()
+
+    def require(self, command: bytes, exchange: Exchange) -> None:
+        """Checks that what ``command`` uses is still what the program means.
+
+        Raises:
+            KeyGoneError: it is not there any more.
+        """
+        if not self.gone and not self.doubtful:
+            return
+        used = {*handles_of(command), *(handle for handle, _ in sessions_of(command))}
+        for handle in used:
+            self.require_handle(handle, exchange)
+
+    def require_handle(self, handle: int, exchange: Exchange) -> None:
+        """The same for one ``handle``."""
+        if handle in self.doubtful:
+            self._check(handle, exchange)
+        if handle in self.gone:
+            raise KeyGoneError("a key or session went with a connection to the TPM that died")
+
+    def _check(self, handle: int, exchange: Exchange) -> None:
+        known = self._keys.get(handle)
+        # a session cannot be recognized; the TPM itself refuses it, if it is another one
+        found = ask_public(handle, exchange) if known is not None else None
+        self.doubtful.discard(handle)
+        if known is not None and (found is None or found.name != known.name):
+            self.forget(handle)
+            self.gone.add(handle)
 
 
 def is_session(handle: int) -> bool:
@@ -66,20 +115,25 @@ def is_persistent(handle: int) -> bool:
 
 
 def key_at(handle: int, objects: Objects, exchange: Exchange) -> PublicArea | None:
-    """The key at ``handle``; asks the TPM (TPM2_ReadPublic) when it is not known yet. None where there is no key."""
+    """The key at ``handle``; asks the TPM when it is not known yet. None where there is no key."""
     known = objects.get(handle)
     if known is None and (is_transient(handle) or is_persistent(handle)):
-        known = read_public(exchange(simple_command(READ_PUBLIC, handles=(handle,))))
+        known = ask_public(handle, exchange)
         if known is not None:
             objects.learn(handle, known)
     return known
+
+
+def ask_public(handle: int, exchange: Exchange) -> PublicArea | None:
+    """The key at ``handle``, as TPM2_ReadPublic describes it; none where there is no key."""
+    return read_public(exchange(simple_command(READ_PUBLIC, handles=(handle,))))
 
 
 def read_public(response: bytes) -> PublicArea | None:
     """The key that a response of TPM2_ReadPublic without sessions describes; none where it says there is none."""
     if code_of(response) != 0 or tag_of(response) != NO_SESSIONS:
         return None
-    reader = Reader(response, 10)
+    reader = Reader(response, HEADER.size)
     try:
         return PublicArea(reader.sized(), reader.sized())
     except UnreadableError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tpm_mtls_relay.errors import OptionError
 
-_WITH_VALUE = ("--tcti", "--policies", "--trace", "--pcap", "--metrics", "--latency-model")
+_WITH_VALUE = ("--tcti", "--policies", "--trace", "--pcap", "--metrics", "--latency-model", "--time-limit")
 _REPEATED = ("--policies",)
 _SWITCHES = ("--pass-through", "--check")
 
@@ -20,6 +20,7 @@ class Options:
         pcap: capture file.
         metrics: file for counters in Prometheus' text form.
         latency_model: file that says how slow the TPM is to be, or the name of a shipped one.
+        time_limit: seconds in which the TPM must answer any command.
         check: open the files that the other options name, say on stderr what is wrong with them, and end.
     """
 
@@ -31,6 +32,7 @@ class Options:
         self.pcap = ""
         self.metrics = ""
         self.latency_model = ""
+        self.time_limit = 300.0
         self.check = False
 
 
@@ -56,8 +58,19 @@ def parse_options(arguments: list[str]) -> Options:
             raise OptionError(f"option {option} is unknown or lacks its value")
     if not options.tcti:
         raise OptionError("--tcti is missing")
+    options.time_limit = _seconds(options.time_limit)
     return options
 
 
 def _attribute(option: str) -> str:
     return option[2:].replace("-", "_")
+
+
+def _seconds(value: str | float) -> float:
+    try:
+        seconds = float(value)
+    except ValueError as error:
+        raise OptionError(f"--time-limit is no number of seconds: {value}") from error
+    if not 0 < seconds < 1e6:  # noqa: PLR2004 - 12 days; refuses nan and inf, too
+        raise OptionError(f"--time-limit is no number of seconds: {value}")
+    return seconds

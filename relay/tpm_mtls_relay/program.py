@@ -1,49 +1,86 @@
-"""The program: reads commands, asks the layers, writes responses."""
+"""The program's life: from its start by libtss2 to its end, at which nothing is left in the TPM."""
 
 from __future__ import annotations
 
 import os
 
-from tpm_mtls_relay.errors import RelayError
+from tpm_mtls_relay.errors import OptionError
 from tpm_mtls_relay.layers import build_layers
 from tpm_mtls_relay.observers import check_observers
 from tpm_mtls_relay.options import parse_options
-from tpm_mtls_relay.wire import HEADER, refusal, size_of
+from tpm_mtls_relay.parent import Parent
+from tpm_mtls_relay.service import Service
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tpm_mtls_relay.wire import Exchange
+    import signal
+
+    from tpm_mtls_relay.layers import Layers
+else:
+    import _signal as signal  # the module itself imports enum
+
+_EVERY_DESCRIPTOR = 1 << 20
 
 
 def main(arguments: list[str]) -> int:
-    """Serves the program on stdin and stdout until it closes them; returns the exit status."""
-    options = parse_options(arguments)
-    if options.check:
-        return check_observers(options)
-    layers = build_layers(options)
+    """Serves the program on stdin and stdout until it closes them, or SIGTERM; returns the exit status."""
+    _become_private()
     try:
-        serve(0, 1, layers)
+        options = parse_options(arguments)
+        if options.check:
+            return check_observers(options)
+        layers = build_layers(options)
+    except OptionError as error:
+        return refuse_everything(error)
+    return run(layers, handle_signals=True)
+
+
+def run(layers: Layers, *, reading: int = 0, writing: int = 1, handle_signals: bool = False) -> int:
+    """Serves one program through ``layers``, and closes them; returns the exit status."""
+    service = Service(reading, writing, layers, report)
+    if handle_signals:
+        _handle_signals(service)
+    try:
+        service.run()
     finally:
         layers.close()
     return 0
 
 
-def serve(reading: int, writing: int, answer: Exchange) -> None:
-    """Answers the commands on the descriptor ``reading``, until its end."""
-    while header := _read(reading, HEADER.size):
-        try:
-            command = header + _read(reading, size_of(header) - HEADER.size)
-            response = answer(command)
-        except RelayError as error:
-            response = refusal(error)
-        os.write(writing, response)
+def refuse_everything(error: OptionError, *, reading: int = 0, writing: int = 1) -> int:
+    """Tells a program why it has no TPM, at every command: if the relay ended, libtss2 would only see garbage."""
+
+    def refuse(_command: bytes) -> bytes:
+        raise error
+
+    Service(reading, writing, refuse, report).run()
+    return 1
 
 
-def _read(descriptor: int, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = os.read(descriptor, size - len(data))
-        if not piece:
-            return b""
-        data += piece
-    return data
+def report(message: str) -> None:
+    """Says on stderr, as libtss2 does, why a command failed; TSS2_LOG=all+none silences both."""
+    if "none" not in os.environ.get("TSS2_LOG", "").lower():
+        os.write(2, f"tpm-mtls relay: {message}\n".encode(errors="replace"))
+
+
+def _become_private() -> None:
+    """Leaves the program what is the program's, and keeps what passes through here from others."""
+    import resource  # noqa: PLC0415 - for the program alone
+
+    # libtss2's pipes are not close-on-exec, nor are other libraries' sockets: held here, their ends would never be seen
+    os.closerange(3, _EVERY_DESCRIPTOR)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # authorization values pass through
+
+
+def _handle_signals(service: Service) -> None:
+    parent = Parent()
+
+    def terminate(*_: object) -> None:
+        if not parent.only_a_thread_ended():
+            service.end()
+
+    # from a terminal these go to the whole group: the program decides what they mean, and closes our stdin if it ends
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, terminate)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # it may be inherited, and libtss2 would wait for ever

@@ -10,6 +10,8 @@ KEYED_HASH = 0x0008
 ECC = 0x0023
 SYMMETRIC = 0x0025
 
+_NULL = 0x0010
+
 USER_WITH_AUTH = 1 << 6
 ADMIN_WITH_POLICY = 1 << 7
 RESTRICTED = 1 << 16
@@ -65,3 +67,34 @@ class PublicArea:
     def signs(self) -> bool:
         """Whether it is a signing key."""
         return bool(self.attributes & SIGN)
+
+
+def template(public: bytes) -> bytes:
+    """What comes before ``unique``, the part of a new object's public area that the TPM itself chooses.
+
+    Empty for kinds of objects other than RSA and ECC keys.
+
+    Raises:
+        UnreadableError: it is no public area.
+    """
+    reader = Reader(public)
+    kind = reader.number(2)
+    reader.take(6)  # nameAlg, attributes
+    reader.sized()  # authPolicy
+    if kind == RSA:  # TPMS_RSA_PARMS: part 2, table 194
+        _skip_algorithm(reader, 4)
+        _skip_algorithm(reader, 2)
+        reader.take(6)
+    elif kind == ECC:  # TPMS_ECC_PARMS: part 2, table 195
+        _skip_algorithm(reader, 4)
+        _skip_algorithm(reader, 2)
+        reader.take(2)
+        _skip_algorithm(reader, 2)
+    else:
+        return b""
+    return public[: reader.offset]
+
+
+def _skip_algorithm(reader: Reader, details: int) -> None:
+    if reader.number(2) != _NULL:
+        reader.take(details)
