@@ -213,7 +213,6 @@ def is_raw(tcti: str) -> bool:
 
     What was loaded through a connection stays there when the connection ends, and everybody's handles are everybody's.
     """
-    limits = limits or Limits()
     name, _, configuration = tcti.partition(":")
     if name == "device":
         return not (configuration or _DEVICE).rpartition("/")[2].startswith("tpmrm")
