@@ -152,7 +152,7 @@ class SignedPolicy(_Strict, frozen=True, kw_only=True):
     format: int = FORMAT
     signer: Name
     policy_ref: Hex
-    version: Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+    version: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     description: Text
     policy: tuple[Assertion, ...]
     digest: Digest
