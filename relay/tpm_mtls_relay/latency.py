@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
 
 from tpm_mtls_relay.command_names import command_name
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from tpm_mtls_relay.wire import Exchange
 
 DEFAULT = "default"
+
+_NAME_LIMIT = 100
 
 
 class Model:
@@ -39,15 +43,38 @@ class Model:
 
 
 class LatencyModel:
-    """The layer that waits until a chip like ``model`` would have answered."""
+    """The layer that waits until a chip like ``model`` would have answered.
 
-    def __init__(self, below: Exchange, model: Model) -> None:
+    A chip does one command after the other, of whatever program. So the relays of one TPM take turns, where this user
+    has a folder for their lock (`runtime_folder`).
+    """
+
+    def __init__(self, below: Exchange, model: Model, *, turns: int | None = None) -> None:
+        """``turns`` is the descriptor of a file that all relays of the TPM lock."""
         self._below = below
         self._model = model
+        self._turns = turns
 
     def __call__(self, command: bytes) -> bytes:
         """Passes ``command`` on; the response comes back when the chip would have given it."""
+        if self._turns is None:
+            return self._slowly(command)
+        fcntl.flock(self._turns, fcntl.LOCK_EX)
+        try:
+            return self._slowly(command)
+        finally:
+            fcntl.flock(self._turns, fcntl.LOCK_UN)
+
+    def _slowly(self, command: bytes) -> bytes:
         before = time.monotonic()
         response = self._below(command)
         time.sleep(max(0.0, self._model.seconds(command, response) - (time.monotonic() - before)))
         return response
+
+
+def open_turns(tcti: str, folder: str | None) -> int | None:
+    """The descriptor of the file in ``folder`` that the relays of the TPM at ``tcti`` lock; none without a folder."""
+    if folder is None:
+        return None
+    name = "".join(letter if letter.isalnum() else "-" for letter in tcti)[-_NAME_LIMIT:]
+    return os.open(f"{folder}/latency-{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

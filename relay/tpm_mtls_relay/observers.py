@@ -41,10 +41,12 @@ class Observers:
         self._listeners: list[Listener] = []
         self._closing: list[Callable[[], None]] = []
         self._model: Model | None = None
+        self._turns: int | None = None
         if options.latency_model:
             from tpm_mtls_relay.latency_file import load_model  # noqa: PLC0415 - only if asked for
 
             self._model = load_model(options.latency_model)
+            self._turns = _turns(options.tcti)
         for path, make in ((options.trace, _trace), (options.pcap, _capture), (options.metrics, _counters)):
             if path:
                 self._open(path, make)
@@ -55,7 +57,7 @@ class Observers:
         if self._model is not None:
             from tpm_mtls_relay.latency import LatencyModel  # noqa: PLC0415 - only if asked for
 
-            layer = LatencyModel(layer, self._model)
+            layer = LatencyModel(layer, self._model, turns=self._turns)
         if self._listeners:
             from tpm_mtls_relay.tap import Tap  # noqa: PLC0415 - only if asked for
 
@@ -66,6 +68,9 @@ class Observers:
         """Writes what is still to be written, at the relay's end."""
         for close in self._closing:
             close()
+        if self._turns is not None:
+            os.close(self._turns)
+            self._turns = None
 
     def _open(self, path: str, make: Callable[[str], tuple[Listener, Callable[[], None]]]) -> None:
         try:
@@ -101,6 +106,16 @@ def check_observers(options: Options) -> int:
 def say(message: str) -> None:
     """One line on stderr, which is that of the program that started the relay."""
     sys.stderr.write(f"tpm-mtls-relay: {message}\n")
+
+
+def _turns(tcti: str) -> int | None:
+    from tpm_mtls_relay.latency import open_turns  # noqa: PLC0415 - only if asked for
+    from tpm_mtls_relay.runtime_folder import runtime_folder  # noqa: PLC0415 - the same
+
+    try:
+        return open_turns(tcti, runtime_folder())
+    except OSError:  # without the lock, programs do not wait for each other
+        return None
 
 
 def _trace(path: str) -> tuple[Listener, Callable[[], None]]:

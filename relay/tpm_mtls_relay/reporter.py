@@ -82,12 +82,22 @@ class Reporter:
             "response_bytes": len(response),
         }
         self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
-        if code == commands.FLUSH_CONTEXT:
+        if code == commands.EVICT_CONTROL and "persistent" in details and code_of(response) == 0:
+            self._evict(handles, int(str(details["persistent"]), 16))
+        elif code == commands.FLUSH_CONTEXT:
             self._keys.pop(int(str(details.get("flushed", "0")), 16), None)
 
     def close(self) -> None:
         """Ends the trace."""
         self._file.close()
+
+    def _evict(self, handles: tuple[int, ...], persistent: int) -> None:
+        """TPM2_EvictControl (part 3, 28.5): an object is at ``persistent`` too from now on; or that one is no more."""
+        key = self._keys.get(handles[-1])
+        if handles[-1] == persistent:
+            self._keys.pop(persistent, None)
+        elif key is not None:
+            self._keys[persistent] = key
 
     def _learn(self, code: int, handles: tuple[int, ...], kind: str, answer: Answer) -> None:
         handle = handles[0] if code == commands.READ_PUBLIC and handles else answer.handle

@@ -1,8 +1,9 @@
-"""Reading which commands a program sent to the TPM, from a capture that libtss2 itself wrote.
+"""Reading which commands a program sent to the TPM, from a capture that libtss2 itself wrote, or the relay.
 
 libtss2's ``pcap`` TCTI stands before any other one (``pcap:device:/dev/tpmrm0``) and writes every command and response
 to the file that the environment variable TCTI_PCAP_FILE names: a pcapng file (draft-ietf-opsawg-pcapng) of link type
-IPV4, in which each TPM message is wrapped in made-up IPv4 and TCP headers, commands towards port 2321.
+IPV4, in which each TPM message is wrapped in made-up IPv4 and TCP headers, commands towards port 2321. The relay
+(``tpm-mtls trace --pcap``) writes the same, each command with its response, so that programs may share a file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tpm_mtls.errors import PemError
 from tpm_mtls.files import read_capped
+from tpm_mtls.trace.commands import command_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,25 +30,6 @@ _MESSAGE_HEADER = struct.Struct(">HII")  # tag, size, command or response code: 
 _PACKET_HEADER = struct.Struct(
     "<IIIIIII"
 )  # type, length, interface, time (high, low, microseconds), captured, original
-
-_NAMES = {  # TPM_CC: TPM 2.0 Library part 2 rev 1.59, table 12
-    0x11F: "NV_UndefineSpaceSpecial", 0x120: "EvictControl", 0x121: "HierarchyControl", 0x122: "NV_UndefineSpace",
-    0x126: "Clear", 0x129: "HierarchyChangeAuth", 0x12A: "NV_DefineSpace", 0x131: "CreatePrimary",
-    0x137: "NV_Write", 0x139: "DictionaryAttackLockReset", 0x13A: "DictionaryAttackParameters", 0x13C: "PCR_Event",
-    0x143: "SelfTest", 0x144: "Startup", 0x145: "Shutdown", 0x147: "ActivateCredential", 0x148: "Certify",
-    0x149: "PolicyNV", 0x14A: "CertifyCreation", 0x14E: "NV_Read", 0x151: "PolicySecret", 0x153: "Create",
-    0x154: "ECDH_ZGen", 0x155: "HMAC", 0x156: "Import", 0x157: "Load", 0x158: "Quote", 0x159: "RSA_Decrypt",
-    0x15B: "HMAC_Start", 0x15C: "SequenceUpdate", 0x15D: "Sign", 0x15E: "Unseal", 0x160: "PolicySigned",
-    0x161: "ContextLoad", 0x162: "ContextSave", 0x163: "ECDH_KeyGen", 0x164: "EncryptDecrypt",
-    0x165: "FlushContext", 0x167: "LoadExternal", 0x168: "MakeCredential", 0x169: "NV_ReadPublic",
-    0x16A: "PolicyAuthorize", 0x16B: "PolicyAuthValue", 0x16C: "PolicyCommandCode", 0x171: "PolicyOR",
-    0x173: "ReadPublic", 0x174: "RSA_Encrypt", 0x176: "StartAuthSession", 0x177: "VerifySignature",
-    0x178: "ECC_Parameters", 0x17A: "GetCapability", 0x17B: "GetRandom", 0x17C: "GetTestResult", 0x17D: "Hash",
-    0x17E: "PCR_Read", 0x17F: "PolicyPCR", 0x180: "PolicyRestart", 0x181: "ReadClock", 0x182: "PCR_Extend",
-    0x185: "EventSequenceComplete", 0x186: "HashSequenceStart", 0x189: "PolicyGetDigest", 0x18A: "TestParms",
-    0x191: "CreateLoaded", 0x193: "EncryptDecrypt2",
-    0x13E: "SequenceComplete",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,7 +51,7 @@ class TracedCommand:
     @property
     def name(self) -> str:
         """The command's name without TPM2_, such as ``Sign``; its number where it is unknown."""
-        return _NAMES.get(self.code, f"{self.code:#x}")
+        return command_name(self.code)
 
 
 def read_trace(path: Path) -> list[TracedCommand]:
