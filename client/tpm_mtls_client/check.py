@@ -19,6 +19,7 @@ from tpm_mtls_client.dial import connect_tcp, resolve, start_tls
 from tpm_mtls_client.handshake import listen
 from tpm_mtls_client.http_errors import request_error
 from tpm_mtls_client.pool import Connection
+from tpm_mtls_client.relay_facts import relay_facts
 from tpm_mtls_client.request import parse_target
 from tpm_mtls_client.response import Response, read_body
 from tpm_mtls_client.timing import Budget, Timeout, spending, time_sockets
@@ -155,6 +156,10 @@ class _Checker:
                 minimum_version=self.settings.minimum_version,
             )
         self._ok(f"loaded: {identity.key}, {_where(identity.key)}")
+        relay = relay_facts(context, identity)
+        if relay is not None:
+            self.report.facts["relay"] = asdict(relay)
+            self.report.add("note" if relay.is_questionable else "ok", "relay", str(relay))
         return context
 
     def _describe_handshake(self, tls: ssl.SSLSocket, handshake: Handshake) -> None:

@@ -51,18 +51,18 @@ class Settings:
     Attributes:
         identity: key, certificate, trust anchors.
         tcti: where the TPM is, as given.
-        relay: whether the key is used through the relay, as given.
         authorization: the key's authorization value.
         seconds: for everything together.
         tls12: whether TLS 1.2 is allowed.
+        relay: whether the key is used through the relay, as given.
     """
 
     identity: Identity
     tcti: str | None
-    relay: RelayUse | None
     authorization: Secret | None
     seconds: float
     tls12: bool
+    relay: RelayUse | None = None
 
     @property
     def minimum_version(self) -> ssl.TLSVersion:

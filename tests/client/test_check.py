@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import ssl
 from dataclasses import replace
@@ -13,9 +14,20 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from support.device_ca import DeviceCa
 from support.https_server import fixed, http
 from support.nginx import running_nginx
+from support.relay_policies import PolicyWorkshop
 from support.tpm_keys import make_key
 from tpm_mtls.cli import run
-from tpm_mtls.errors import HandshakeError, PeerUnreachableError, PeerUntrustedError, TpmUnavailableError, UsageError
+from tpm_mtls.errors import (
+    HandshakeError,
+    PeerUnreachableError,
+    PeerUntrustedError,
+    PolicyError,
+    PolicyRefusedError,
+    TpmMtlsError,
+    TpmUnavailableError,
+    UsageError,
+)
+from tpm_mtls.key_reference import KeyFile
 from tpm_mtls_client.check import Report, run_check
 from tpm_mtls_client.options import Settings
 
@@ -26,11 +38,19 @@ if TYPE_CHECKING:
     from support.certificates import TestCa
     from support.https_server import MakeServer
     from support.tpm import SimulatedTpm
+    from tpm_mtls.configuration import RelayUse
     from tpm_mtls.identity import Identity
 
 
-def settings(identity: Identity, *, tcti: str | None = None, tls12: bool = False, seconds: float = 5) -> Settings:
-    return Settings(identity=identity, tcti=tcti, authorization=None, seconds=seconds, tls12=tls12)
+def settings(
+    identity: Identity,
+    *,
+    tcti: str | None = None,
+    tls12: bool = False,
+    seconds: float = 5,
+    relay: RelayUse | None = None,
+) -> Settings:
+    return Settings(identity=identity, tcti=tcti, authorization=None, seconds=seconds, tls12=tls12, relay=relay)
 
 
 def lines(report: Report) -> dict[str, tuple[str, str]]:
@@ -246,3 +266,59 @@ def test_the_projects_own_profiles_are_shown(tmp_path: Path, serve: Callable[...
     report = run_check(serve(identity=ca.server("localhost")).url(), settings(ca.device("sensor-17")))
     assert report.error is None
     assert "for sensor-17" in lines(report)["identity"][1]
+
+
+def test_it_says_whether_the_relay_is_used(ca: TestCa, tpm: SimulatedTpm, tmp_path: Path, serve: MakeServer) -> None:
+    key = make_key(tpm, tmp_path)
+    device, server = ca.identity(key.reference, key.public_key, "device-1"), serve()
+    plain = run_check(server.url(), settings(device, tcti=tpm.tcti))
+    assert lines(plain)["relay"] == ("ok", "not used: no policy lies beside the key")
+    always = run_check(server.url(), settings(device, tcti=tpm.tcti, relay="always"))
+    assert lines(always)["relay"] == ("ok", "used, without a policy")
+    assert always.as_data()["relay"] == {"used": True, "policies": {}}
+
+
+def test_a_refused_policy_is_explained_with_the_policy(
+    ca: TestCa, tpm: SimulatedTpm, tmp_path: Path, serve: MakeServer
+) -> None:
+    workshop = PolicyWorkshop(tpm, tmp_path, tmp_path)
+    key = workshop.key([workshop.pcr(0, 7)])
+    device = ca.identity(KeyFile(key.pem), key.public_key, "device-1")  # type: ignore[arg-type]  # EC
+    server = serve()
+
+    def relay_line(error: type[TpmMtlsError] | None, relay: RelayUse | None = None) -> tuple[str, str]:
+        report = run_check(server.url(), settings(device, tcti=tpm.tcti, relay=relay))
+        assert (type(report.error) if report.error else None) is error
+        line = lines(report)["relay"]
+        del report
+        gc.collect()  # an error's traceback keeps the key in the TPM, which has room for three
+        return line
+
+    policy = f"policy of {key.name.hex()[:12]}…: PCRs 0, 7 (sha256) as on 2026-11-22T03:00:00Z"
+    assert relay_line(None) == ("ok", f"used, {policy}")
+    workshop.extend(7)
+    assert relay_line(PolicyRefusedError) == ("ok", f"used, {policy}")
+    never = relay_line(PolicyRefusedError, "never")
+    assert never == ("note", f"not used, but a key with a policy needs it ({policy})")
+    (tmp_path / f"{key.name.hex()}.policy.json").write_text("{}")
+    assert "is no usable policy" in relay_line(PolicyError)[1]
+
+
+def test_the_command_line_ends_with_the_tpms_refusal(
+    ca: TestCa, tpm: SimulatedTpm, tmp_path: Path, serve: MakeServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    workshop = PolicyWorkshop(tpm, tmp_path, tmp_path)
+    key = workshop.key([workshop.pcr(7)])
+    device = ca.identity(KeyFile(key.pem), key.public_key, "device-1")  # type: ignore[arg-type]  # EC
+    files = ("--cert", str(device.certificate), "--key", str(device.key), "--trust", str(device.trust))
+    command = ("client", "get", serve().url("/whoami"), *files, "--tcti", tpm.tcti)
+    assert run(command) == 0
+    workshop.extend(7)
+    assert run(command) == 4
+    said = capfd.readouterr().err.splitlines()
+    assert said[-2].startswith(
+        f"tpm-mtls: error: cannot sign with the key {key.pem}: the key's policy is not satisfied"
+    )
+    assert said[-1].startswith(f"tpm-mtls: hint: tpm-mtls policy check --key {key.pem} says")
+    assert run([*command, "--relay", "never"]) == 4
+    assert run([*command, "--relay", "sometimes"]) == 2

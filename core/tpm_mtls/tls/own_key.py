@@ -99,6 +99,11 @@ class OwnKey:
         self._last_gone: KeyGoneError | None = None
 
     @property
+    def tcti(self) -> str | None:
+        """The TCTI string by which the key is used, of a relay maybe; none for a software key."""
+        return self._connection.tcti if self._connection else None
+
+    @property
     def turn(self) -> AbstractContextManager[object] | None:
         """To be held at each step of a handshake; none for a provider that does not need it."""
         return self._connection.turn if self._connection else None
