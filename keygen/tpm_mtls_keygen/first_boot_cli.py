@@ -14,6 +14,7 @@ from tpm_mtls.cli_options import answer, auth_option, json_option, progress, sta
 from tpm_mtls.errors import UsageError
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.key_reference import parse_handle
+from tpm_mtls_keygen.cli_common import policy_options
 from tpm_mtls_keygen.first_boot_folder import KeyPlace
 from tpm_mtls_keygen.service_manager import notify_status
 
@@ -61,6 +62,7 @@ _wait_option = click.option(
     type=click.Choice([algorithm.value for algorithm in KeyAlgorithm]),
     help="Kind and size of the key.  [default: ecc-p256]",
 )
+@policy_options
 @auth_option("an authorization value for the key")
 @click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
 @click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one.")
@@ -85,6 +87,11 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
     place: str | None,
     handle: str | None,
     algorithm: str | None,
+    pcrs: str | None,
+    pcr_values: tuple[Path, ...],
+    policy_signer: Path | None,
+    policy_ref: str | None,
+    counter: str | None,
     auth: str | None,
     owner_auth: str | None,
     srk_auth: str | None,
@@ -104,12 +111,19 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
     Run it at every boot: on an enrolled device it checks that key and certificate are still there, and changes nothing.
     Interrupted anywhere, the next run finishes it. A lost or exchanged TPM is reported, never enrolled anew.
     After the disk was wiped, the identity comes back from the TPM.
+
+    With --pcrs, --pcr-values or --policy-signer the TPM uses the key only while the machine has booted what was agreed
+    on. What an operator signed must be in the identity folder before.
     """
     wish = replace(_wish(place, handle, algorithm), evidence=evidence, copy=not no_mirror, anew=new_identity)
     from tpm_mtls_keygen.first_boot_run import run  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls_keygen.first_boot_settings import Settings, World  # noqa: PLC0415 - the same
+    from tpm_mtls_keygen.new_policy import read_wish  # noqa: PLC0415 - the same
     from tpm_mtls_keygen.patience import Patience  # noqa: PLC0415 - the same
 
+    policy = read_wish(
+        pcrs=pcrs, pcr_values=pcr_values, policy_signer=policy_signer, policy_ref=policy_ref, counter=counter
+    )
     settings = Settings(
         folder=state_dir,
         ca_url=ca_url,
@@ -117,6 +131,7 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
         trust=trust,
         device=device,
         wish=wish,
+        policy=policy,
         auth=auth,
         tcti=tcti,
         owner_authorization=read_authorization(owner_auth),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from tpm_mtls.certificates import certificates_pem
 from tpm_mtls.errors import HandleNotFoundError, IdentityError, TpmMemoryError
 from tpm_mtls.key_reference import PersistentHandle, parse_key_reference
+from tpm_mtls.policy.files import write_policy
+from tpm_mtls.policy.key_policy import check_policy
 from tpm_mtls.structures import parse_tss2_pem
 from tpm_mtls_keygen.install import Installation, begin, complete
 from tpm_mtls_keygen.issued import check_issued, parse_certificate
@@ -33,18 +35,23 @@ def check_copy(
 
     1. Its key is in this TPM; or its key file can be loaded: the storage root key is the one it was made under.
     2. Its certificate is for that key and that device, valid at ``now``, and leads to one of ``anchors``.
+    3. Its policy is the key's.
 
     Returns:
         The chain, without the anchor.
 
     Raises:
-        IdentityError: 1.
-        CredentialError: 2.
+        IdentityError: 1, or there is no policy (3).
+        CredentialError: 2 or 3.
     """
     record = mirror.record
     public = _find_key(tpm, mirror, srk_name)
     if public is None or public.name.hex() != record.key_name:
         raise IdentityError(f"its key {record.key} is gone", hint="enroll anew")
+    if public.policy:  # 3
+        if mirror.policy is None:
+            raise IdentityError(f"the policy of its key {record.key} is gone", hint="enroll anew")
+        check_policy(public, mirror.policy)
     certificates = [parse_certificate(der) for der in mirror.certificates]
     return check_issued(certificates, (), anchors, public_key=public.spki or b"", device=record.device, now=now)
 
@@ -72,6 +79,8 @@ def restore(
         attestation_key=mirror.attestation_key,
         mirror=False,
     )
+    if mirror.policy is not None:
+        write_policy(folder, mirror.policy)
     begin(folder, installation)
     complete(tpm, folder, installation)
 

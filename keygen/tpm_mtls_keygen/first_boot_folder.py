@@ -16,6 +16,7 @@ from tpm_mtls.identity import ATTESTATION_KEY, CERTIFICATE, KEY, RECORD, TRUST
 from tpm_mtls.json_record import load_json_record
 from tpm_mtls.key_algorithm import KeyAlgorithm  # noqa: TC001 - msgspec reads the annotation at run time
 from tpm_mtls.key_reference import KeyFile, KeyReference, PersistentHandle, parse_key_reference
+from tpm_mtls.policy.files import POLICY_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,8 +28,9 @@ JOURNAL_FORMAT = 1
 INSTALL = "install.json"
 
 _OWN = (JOURNAL, INSTALL, KEY, ATTESTATION_KEY, CERTIFICATE, TRUST, RECORD)
+_POLICY = r"000b[0-9a-f]{64}" + re.escape(POLICY_SUFFIX)
 # as `tpm_mtls.files.write_atomic` names them
-_LEFTOVER = re.compile(r"\.(" + "|".join(re.escape(name) for name in _OWN) + r")\.[0-9a-f]{8}\.tmp")
+_LEFTOVER = re.compile(r"\.(" + "|".join([*map(re.escape, _OWN), _POLICY]) + r")\.[0-9a-f]{8}\.tmp")
 _JOURNAL_LIMIT = 4 * 1024  # bytes; it has five short fields
 
 

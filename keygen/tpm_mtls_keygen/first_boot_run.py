@@ -5,6 +5,7 @@ outcome = run(Settings(folder, "https://ca.example:8443", token_file, trust), Wo
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from tpm_mtls.device_names import device_name
 from tpm_mtls.files import PRIVATE_FILE, make_folder, remove_file, storage_errors, write_atomic
 from tpm_mtls.identity import CERTIFICATE, KEY, TRUST, IdentityRecord, save_record
 from tpm_mtls.key_reference import PersistentHandle
+from tpm_mtls.policy.files import policy_path
 from tpm_mtls.structures import Tss2Key
 from tpm_mtls.tls import trust_context
 from tpm_mtls.tpm import SRK_HANDLE, open_tpm
@@ -46,6 +48,7 @@ from tpm_mtls_keygen.first_boot_steps import (
 from tpm_mtls_keygen.install import complete, load_installation
 from tpm_mtls_keygen.issued import check_issued, find_attestation_certificate
 from tpm_mtls_keygen.keys import TpmKey, load_key
+from tpm_mtls_keygen.new_policy import check_usable, identity_tcti, make_policy
 from tpm_mtls_keygen.proof import Proof
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from tpm_mtls.tpm import Tpm
     from tpm_mtls_keygen.evidence import Endorsement
     from tpm_mtls_keygen.first_boot_steps import KeyPlan, Step
+    from tpm_mtls_keygen.new_policy import NewPolicy
 
 
 def run(settings: Settings, world: World) -> Outcome:
@@ -125,7 +129,7 @@ class _FirstBoot:
     def _open_tpm(self) -> AbstractContextManager[Tpm]:
         settings = self.settings
         return open_tpm(
-            settings.tcti,
+            identity_tcti(settings.tcti, self.folder, policy=settings.policy is not None),
             owner_authorization=settings.owner_authorization,
             srk_authorization=settings.srk_authorization,
             endorsement_authorization=settings.endorsement_authorization,
@@ -189,15 +193,20 @@ class _FirstBoot:
         reference = KEY if plan.handle is None else str(PersistentHandle(plan.handle))
         self.world.tell(f"making the device key in the TPM: {plan.algorithm}, {reference}")
         authorization = read_authorization(self.settings.auth, confirm=True)
-        loaded = tpm.srk.create_key(plan.algorithm, authorization=authorization)
+        policy = self._make_policy(tpm, with_authorization=authorization is not None)
+        if facts.journal is not None:  # of a key that an interrupted run did not keep
+            remove_file(policy_path(self.folder, bytes.fromhex(facts.journal.key_name)))
+        digest = policy.digest if policy else b""
+        loaded = tpm.srk.create_key(plan.algorithm, authorization=authorization, policy=digest)
         public = loaded.public
         journal = Journal(key=reference, algorithm=plan.algorithm, key_name=public.name.hex(), srk_name=srk_name)
         save_journal(self.folder, journal)
-        if plan.handle is None:
-            key = Tss2Key(public, loaded.private, parent=SRK_HANDLE, empty_auth=authorization is None)
-            write_atomic(self.folder / KEY, key.to_pem(), mode=PRIVATE_FILE)
-        else:
-            tpm.persist(loaded, plan.handle)
+        with policy.written(public.name) if policy else nullcontext():
+            if plan.handle is None:
+                key = Tss2Key(public, loaded.private, parent=SRK_HANDLE, empty_auth=authorization is None)
+                write_atomic(self.folder / KEY, key.to_pem(), mode=PRIVATE_FILE)
+            else:
+                tpm.persist(loaded, plan.handle)
         if self.wish.evidence:
             tpm.flush(loaded)  # first the CA is asked for a nonce
         else:
@@ -208,6 +217,14 @@ class _FirstBoot:
             key_name=journal.key_name,
             certificate_error=certificate_error(self.folder, public, None, now=self.world.now(), anchors=self.anchors),
         )
+
+    def _make_policy(self, tpm: Tpm, *, with_authorization: bool) -> NewPolicy | None:
+        wish, now = self.settings.policy, self.world.now()
+        if wish is None:
+            return None
+        policy = make_policy(tpm, wish, self.folder, with_authorization=with_authorization, now=now)
+        check_usable(tpm, policy)
+        return policy
 
     def _make_other_key(self, step: MakeStorageKey | MakeAttestationKey, tpm: Tpm, facts: Facts) -> Facts:
         if isinstance(step, MakeStorageKey):

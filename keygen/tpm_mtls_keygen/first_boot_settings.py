@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from tpm_mtls.authorization import Secret
     from tpm_mtls.identity import IdentityRecord
+    from tpm_mtls_keygen.new_policy import PolicyWish
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Settings:
         device: the device's name, where the token file does not say it. With evidence alone the name that is asked
             for; the CA says what the device is called.
         wish: which key.
+        policy: what must hold for the key to be used, if it is to have a policy. Only a run that makes the key looks
+            at it; the policies that an operator signed must be in the folder before.
         auth: where the key's authorization value is, if it is to have one; see `tpm_mtls.authorization`. Only a run
             that makes or uses the key reads it.
         tcti: where the TPM is; see `tpm_mtls.tcti.resolve_tcti`.
@@ -43,6 +46,7 @@ class Settings:
     trust: Path
     device: str | None = None
     wish: Wish = field(default_factory=Wish)
+    policy: PolicyWish | None = None
     auth: str | None = None
     tcti: str | None = None
     owner_authorization: Secret | None = None

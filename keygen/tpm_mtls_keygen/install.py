@@ -16,6 +16,7 @@ from tpm_mtls.files import PRIVATE_FILE, remove_file, write_atomic
 from tpm_mtls.identity import CERTIFICATE, KEY, TRUST, IdentityRecord, save_record
 from tpm_mtls.json_record import load_json_record
 from tpm_mtls.key_reference import PersistentHandle, parse_key_reference
+from tpm_mtls.policy.files import policy_path
 from tpm_mtls.structures import Tss2Key, parse_tss2_pem
 from tpm_mtls_keygen.attestation_key import AttestationKey, save_attestation_key
 from tpm_mtls_keygen.first_boot_folder import INSTALL
@@ -40,7 +41,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         certificates: ``device.cert.pem``.
         trust: ``ca.cert.pem``; none if it stays.
         key: the key as a TSS2 PEM file, if there is a new one: for a persistent key what is loaded and made persistent.
-        replaces: Name (hex) of the key that a new persistent one takes the handle of.
+        replaces: Name (hex) of the key that a new one takes the place of.
         attestation_key: ``attestation.key.json``; none if it stays.
         mirror: whether the copy in the TPM's NV memory is to be written, too.
     """
@@ -105,6 +106,8 @@ def complete(tpm: Tpm, folder: Path, installation: Installation) -> None:
     save_record(folder, record)
     if installation.mirror:
         store_mirror(tpm, find_place(tpm, folder), read_mirror(folder, record))
+    if installation.replaces is not None:
+        remove_file(policy_path(folder, bytes.fromhex(installation.replaces)))
     remove_file(folder / INSTALL)
 
 

@@ -15,6 +15,8 @@ from tpm_mtls.policy.files import write_policy
 from tpm_mtls.policy.key_policy import check_now
 from tpm_mtls.policy.signing import check_reference, read_signer
 from tpm_mtls.policy.states import MachineState, any_of, parse_selection, read_state, read_state_file
+from tpm_mtls.relay import key_tcti, relay_tcti
+from tpm_mtls.tcti import resolve_tcti
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,6 +131,17 @@ def make_policy(tpm: Tpm, wish: PolicyWish, folder: Path, *, with_authorization:
     value = tpm.counters.make(wish.counter) if wish.counter is not None else None
     authorize = PolicyAuthorize(signer=wish.signer, policy_ref=wish.policy_ref.hex())
     return NewPolicy(folder, (authorize, *on_top), value)
+
+
+def identity_tcti(tcti: str | None, folder: Path, *, policy: bool = False) -> str:
+    """The TCTI string for the key of the identity ``folder``: of the relay where it has, or will have, a policy.
+
+    Raises:
+        TctiInvalidError, TpmUnavailableError, TpmVersionError: as `resolve_tcti`.
+    """
+    if policy:
+        return relay_tcti(resolve_tcti(tcti), policies=[folder])
+    return key_tcti(tcti, [folder])
 
 
 def check_usable(tpm: Tpm, policy: NewPolicy) -> None:

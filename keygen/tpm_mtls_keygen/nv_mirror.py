@@ -20,10 +20,12 @@ import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tpm_mtls.certificates import load_certificates
-from tpm_mtls.errors import HandleOccupiedError, IdentityError, KeyReferenceError, PemError, TpmMemoryError
+from tpm_mtls.errors import CredentialError, HandleOccupiedError, IdentityError, TpmMemoryError
 from tpm_mtls.files import read_capped
 from tpm_mtls.identity import CERTIFICATE, FORMAT, KEY, IdentityRecord
 from tpm_mtls.key_reference import PersistentHandle, parse_key_reference
+from tpm_mtls.policy.document import PolicyDocument, check_assertions
+from tpm_mtls.policy.files import find_policy
 from tpm_mtls.structures import parse_tss2_pem
 from tpm_mtls_keygen.attestation_key import AttestationKey, load_attestation_key
 
@@ -43,7 +45,7 @@ _NO_ROOM: Final = 0x14B  # TPM_RC_NV_SPACE
 _ROUND: Final = 128  # a renewed certificate, a few bytes longer, shall fit without a new index
 
 
-class Mirror(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Mirror(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What is needed to come back.
 
     Attributes:
@@ -52,6 +54,7 @@ class Mirror(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         key: ``device.key.pem``; none for a persistent key.
         attestation_key: ``attestation.key.json``, if there is one.
         certificates: the leaf and its issuers (DER), without the anchor.
+        policy: the key's policy, if it has one. What an operator signed for it is not kept here.
     """
 
     folder: str
@@ -59,6 +62,7 @@ class Mirror(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     key: bytes | None
     attestation_key: AttestationKey | None
     certificates: tuple[bytes, ...]
+    policy: PolicyDocument | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ def read_mirror(folder: Path, record: IdentityRecord) -> Mirror:
         key=read_capped(folder / KEY) if record.key == KEY else None,
         attestation_key=load_attestation_key(folder),
         certificates=tuple(each.public_bytes(Encoding.DER) for each in load_certificates(folder / CERTIFICATE)),
+        policy=find_policy(bytes.fromhex(record.key_name), [folder]),
     )
 
 
@@ -223,7 +228,9 @@ def _unpack(packed: bytes) -> Mirror | None:
             parse_tss2_pem(mirror.key)
         if mirror.attestation_key is not None:
             mirror.attestation_key.check()
-    except (zlib.error, msgspec.DecodeError, UnicodeDecodeError, KeyReferenceError, PemError, IdentityError):
+        if mirror.policy is not None:
+            check_assertions(mirror.policy.policy, "the policy")
+    except (zlib.error, msgspec.DecodeError, UnicodeDecodeError, CredentialError, IdentityError):
         return None
     in_tpm = isinstance(reference, PersistentHandle)
     sound = mirror.record.format == FORMAT and bool(mirror.certificates)

@@ -8,7 +8,7 @@ names the key by its reference finds the new one there.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from tpm_mtls.authorization import read_authorization
 from tpm_mtls.certificates import certificates_pem, load_certificates, parse_csr, spki
 from tpm_mtls.errors import CertificateExpiredError, HandleOccupiedError, IdentityError
 from tpm_mtls.identity import CERTIFICATE, TRUST, load_identity
+from tpm_mtls.policy.files import find_policy
 from tpm_mtls.structures import KeyAlgorithm, Tss2Key
 from tpm_mtls.tls import trust_context
 from tpm_mtls.tpm import SRK_HANDLE, open_tpm
@@ -32,6 +33,7 @@ from tpm_mtls_keygen.first_boot_settings import Outcome, World
 from tpm_mtls_keygen.install import Installation, begin, complete, load_installation
 from tpm_mtls_keygen.issued import check_issued, due_at, find_attestation_certificate
 from tpm_mtls_keygen.keys import TpmKey, load_key
+from tpm_mtls_keygen.new_policy import NewPolicy, identity_tcti
 from tpm_mtls_keygen.nv_mirror import find_place
 from tpm_mtls_keygen.patience import Later
 from tpm_mtls_keygen.proof import Proof
@@ -119,6 +121,7 @@ class _Renewal:
         self.attempts = world.patience.start(waiting=self._waiting)
         self.authorization = read_authorization(settings.auth)
         self.new_key: Tss2Key | None = None
+        self.undo = ExitStack()
 
     def run(self) -> Outcome:
         with self._open_tpm() as tpm:
@@ -131,9 +134,11 @@ class _Renewal:
         if self.settings.only_if_due and self.world.now() < due_at(leaf):
             return Outcome(record, changed=begun is not None)
         self.world.tell(f"asking the CA at {record.ca_url} for another certificate for {record.device}")
-        request, answer = self.attempts.until_done(lambda: self._attempt(record))
+        with self.undo:  # a failure leaves no policy of a key that nobody has
+            request, answer = self.attempts.until_done(lambda: self._attempt(record))
+            with self._open_tpm() as tpm:
+                installation = self._make_installation(tpm, record, request, answer)
         with self._open_tpm() as tpm:
-            installation = self._make_installation(tpm, record, request, answer)
             begin(self.folder, installation)
             complete(tpm, self.folder, installation)
         return Outcome(installation.record, changed=True)
@@ -141,7 +146,7 @@ class _Renewal:
     def _open_tpm(self) -> AbstractContextManager[Tpm]:
         settings = self.settings
         return open_tpm(
-            settings.tcti,
+            identity_tcti(settings.tcti, self.folder),
             owner_authorization=settings.owner_authorization,
             srk_authorization=settings.srk_authorization,
             endorsement_authorization=settings.endorsement_authorization,
@@ -182,9 +187,7 @@ class _Renewal:
     def _make_request(self, tpm: Tpm, exchange: EstExchange, record: IdentityRecord) -> _Request | Later:
         if self.settings.new_key and self.new_key is None:
             self.world.tell(f"making a new key in the TPM: {record.algorithm}")
-            with tpm.srk.create_key(KeyAlgorithm(record.algorithm), authorization=self.authorization) as loaded:
-                empty = self.authorization is None
-                self.new_key = Tss2Key(loaded.public, loaded.private, parent=SRK_HANDLE, empty_auth=empty)
+            self.new_key = self._make_key(tpm, record)
         known = load_attestation_key(self.folder) if record.enrolled_by == "tpm" else None
         if known is None:
             key = self._load_key(tpm, record)
@@ -199,6 +202,17 @@ class _Renewal:
         if isinstance(csr, Later):
             return csr
         return _Request(csr, exchange.cookies, Shown(advice=advice), self.new_key, known)
+
+    def _make_key(self, tpm: Tpm, record: IdentityRecord) -> Tss2Key:
+        """A key with the policy of the present one."""
+        present = find_policy(bytes.fromhex(record.key_name), [self.folder])
+        policy = NewPolicy(self.folder, present.policy) if present else None
+        digest = policy.digest if policy else b""
+        algorithm, empty = KeyAlgorithm(record.algorithm), self.authorization is None
+        with tpm.srk.create_key(algorithm, authorization=self.authorization, policy=digest) as loaded:
+            if policy is not None:
+                self.undo.enter_context(policy.written(loaded.public.name))
+            return Tss2Key(loaded.public, loaded.private, parent=SRK_HANDLE, empty_auth=empty)
 
     def _load_key(self, tpm: Tpm, record: IdentityRecord) -> TpmKey:
         """The key that the new certificate is for."""
