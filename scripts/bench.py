@@ -88,7 +88,7 @@ def main() -> None:
     )
     parser.add_argument("--requests", type=int, default=20, help="requests of a client in a turn")
     parser.add_argument("--devices", type=int, default=DEVICES, help="how many devices enroll; 1000 take a minute")
-    parser.add_argument("--latency-model", default="design", metavar="NAME|FILE", help="which chip; '' for none")
+    parser.add_argument("--latency-model", default="chip", metavar="NAME|FILE", help="which chip; '' for none")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this document")
     arguments = parser.parse_args()
     begun = time.monotonic()
