@@ -105,6 +105,10 @@ class Answers:
     They follow from the TPM's firmware. The fixed properties name it (maker, model, firmware version, date, sizes …):
     once the TPM itself has answered them, what was kept in a file for a TPM that gave the same bytes at the same place
     is true for this one too. The provider asks for them first, so a replaced TPM or firmware is noticed.
+
+    Attributes:
+        file: what is kept about this TPM; none before its fixed properties are known, or without a folder.
+        now: seconds since the epoch.
     """
 
     def __init__(self, folder: str | None = None, tcti: str = "", *, now: Callable[[], float] = time.time) -> None:
@@ -117,7 +121,7 @@ class Answers:
         """
         self._folder = folder
         self._tcti = tcti
-        self._now = now
+        self.now = now
         self._memory: dict[bytes, bytes] = {}
         self._algorithms: frozenset[int] = frozenset()
         self.file: AnswerFile | None = None
@@ -163,7 +167,7 @@ class Answers:
         name = digest_of("sha256", properties + self._tcti.encode(errors="surrogateescape")).hex()[:32]
         path = f"{self._folder}/{_PREFIX}{name}"
         _make_room(str(self._folder), path)
-        return AnswerFile(path, now=self._now)
+        return AnswerFile(path, now=self.now)
 
 
 def _is_fixed(command: bytes) -> bool:

@@ -33,10 +33,10 @@ def with_virtual_handles(command: bytes, response: bytes, virtual: AbstractSet[i
     answer = Reader(response, HEADER.size)
     more = answer.number(1)
     answer.take(4)
-    real = [answer.number(4) for _ in range(answer.number(4))]
+    real = {answer.number(4) for _ in range(answer.number(4))}
     # the list must be complete up to its end: the program goes on after that
     seen = [handle for handle in virtual if handle >= first and (not more or handle <= max(real, default=0))]
-    handles = sorted({*seen, *real} - hidden)
+    handles = sorted({*seen, *real.difference(hidden)})
     shown = handles[: min(count, _LIMIT)]
     more |= len(shown) < len(handles)
     numbers = (_CAP_HANDLES, len(shown), *shown)

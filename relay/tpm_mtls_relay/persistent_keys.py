@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from tpm_mtls_relay import commands
 from tpm_mtls_relay.errors import UnreadableError
 from tpm_mtls_relay.hashing import NAMES, digest_of
@@ -14,8 +12,6 @@ from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, code_of, simple_command, ta
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tpm_mtls_relay.caches import Answers
     from tpm_mtls_relay.public_area import PublicArea
     from tpm_mtls_relay.wire import Exchange
@@ -52,10 +48,9 @@ class PersistentKeys:
     A hint is checked by asking the TPM, so a wrong one costs one command.
     """
 
-    def __init__(self, below: Exchange, answers: Answers, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, below: Exchange, answers: Answers) -> None:
         self._below = below
         self._answers = answers
-        self._now = now
         self._found: dict[bytes, int | None] = {}
 
     def find(self, name: bytes) -> int | None:
@@ -105,10 +100,11 @@ class PersistentKeys:
         file = self._answers.file
         value = file.pairs.get(_HINT + name, b"") if file is not None else b""
         handle, since = int.from_bytes(value[:4], "big"), int.from_bytes(value[4:], "big")
-        if not value or (not handle and not 0 <= self._now() - since <= ABSENT_FOR):
+        if not value or (not handle and not 0 <= self._answers.now() - since <= ABSENT_FOR):
             return None
         return handle
 
     def _remember(self, name: bytes, handle: int) -> None:
         if self._answers.file is not None:
-            self._answers.file.put(_HINT + name, handle.to_bytes(4, "big") + int(self._now()).to_bytes(8, "big"))
+            since = int(self._answers.now()).to_bytes(8, "big")
+            self._answers.file.put(_HINT + name, handle.to_bytes(4, "big") + since)

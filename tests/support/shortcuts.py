@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ class TappedShortcuts:
     """
 
     def __init__(self, tpm: SimulatedTpm, folder: Path | None, first: int) -> None:
-        self.time = 1e9
+        self.time = time.time()
         self.sent: list[str] = []
         self._tpm = DirectTpm(tpm)
         self.tracking = Tracking(self._send)
