@@ -45,6 +45,8 @@ class Service:
                     return
         except (_EndedError, BrokenPipeError):
             return
+        finally:
+            self._waiting = False  # libtss2 closes the pipes, and sends SIGTERM right after that: while layers are closed
 
     def end(self) -> None:
         """To be called by a signal's handler: a command that the TPM has begun is finished first."""
