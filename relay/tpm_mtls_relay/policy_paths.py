@@ -52,8 +52,10 @@ class Step:
         return hash(self._sent)
 
     @property
-    def _sent(self) -> tuple[int, bytes, int | None]:
-        return self.code, self.parameters, self.subject.index if isinstance(self.subject, Nv) else None
+    def _sent(self) -> tuple[int, bytes, int, bytes]:
+        index = self.subject.index if isinstance(self.subject, Nv) else 0
+        signature = self.subject.signed.signature if isinstance(self.subject, Approval) else b""
+        return self.code, self.parameters, index, signature
 
 
 def paths(

@@ -10,6 +10,7 @@ import hmac
 import os
 
 from tpm_mtls_relay.commands import (
+    FLUSH_CONTEXT,
     POLICY_AUTH_VALUE,
     POLICY_RESTART,
     SIGN,
@@ -21,7 +22,6 @@ from tpm_mtls_relay.policy_digest import name_algorithm
 from tpm_mtls_relay.policy_file import Nv
 from tpm_mtls_relay.policy_paths import Step, sized
 from tpm_mtls_relay.reader import Reader
-from tpm_mtls_relay.tracking import flush
 from tpm_mtls_relay.wire import HEADER, SESSIONS, code_of, simple_command
 
 TYPE_CHECKING = False
@@ -62,7 +62,7 @@ def answer_of(exchange: Exchange, command: bytes) -> Reader:
 def remove(exchange: Exchange, handle: int) -> bool:
     """Flushes an object or session; returns whether that worked. Whoever cleans up has no use for another error."""
     try:
-        return code_of(exchange(flush(handle))) == 0
+        return code_of(exchange(simple_command(FLUSH_CONTEXT, handle.to_bytes(4, "big")))) == 0
     except RelayError:
         return False
 
