@@ -14,8 +14,11 @@ from tpm_mtls_relay.transport import Connection, Limits, is_raw, open_transport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tpm_mtls_relay.ledger import Ledger
     from tpm_mtls_relay.options import Options
+    from tpm_mtls_relay.transport import Transport
     from tpm_mtls_relay.wire import Exchange
 
 _LAST_LIMIT = 5.0
@@ -29,8 +32,8 @@ class Layers:
         objects: what `Tracking` knows.
     """
 
-    def __init__(self, options: Options) -> None:
-        """Puts together what ``options`` ask for; the TPM is opened when it is needed.
+    def __init__(self, options: Options, opener: Callable[[str, Limits], Transport] = open_transport) -> None:
+        """Puts together what ``options`` ask for; ``opener`` opens the TPM when it is needed.
 
         Raises:
             OptionError: they cannot be had.
@@ -39,18 +42,20 @@ class Layers:
         self._limits = Limits(options.time_limit)
         self._observers = Observers(options)
         self._connection = Connection(
-            lambda: open_transport(options.tcti, self._limits), lambda: self.objects.connection_lost(raw=raw)
+            lambda: opener(options.tcti, self._limits), lambda: self.objects.connection_lost(raw=raw)
         )
         folder = runtime_folder()
-        ledger = _ledger(folder, options.tcti) if raw and folder is not None else None
+        keeps_order = raw and not options.pass_through
+        ledger = _ledger(folder, options.tcti) if keeps_order and folder is not None else None
         self.objects = Objects(ledger)
-        asked = Retrying(self._observers.before(self._connection), self.objects)
+        below = self._observers.before(self._connection)
+        asked = Retrying(below, self.objects)
         if ledger is not None:
             ledger.flush_leftovers(asked)
         self._tracking = Tracking(asked, self.objects, ledger)
-        self._outermost: Exchange = self._tracking
+        self._outermost: Exchange = below  # a traced program's commands are its own: none more, none repeated
         if not options.pass_through:
-            policies = PolicyAuthorization(self._outermost, self.objects, options.policies)
+            policies = PolicyAuthorization(self._tracking, self.objects, options.policies)
             self._outermost = Shortcuts(policies, self.objects, Answers(folder, options.tcti))
 
     def __call__(self, command: bytes) -> bytes:

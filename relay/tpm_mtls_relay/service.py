@@ -38,37 +38,40 @@ class Service:
     def run(self) -> None:
         """Returns when the program closes its end, when what it writes are no commands, or after `end`."""
         try:
-            while not self._ending:
-                self._waiting = True
-                header = _read(self._reading, HEADER.size)
-                if not header or not self._serve(header):
-                    return
+            while not self._ending and self._serve():
+                pass
         except (_EndedError, BrokenPipeError):
             return
-        finally:
-            self._waiting = False  # libtss2 closes the pipes, and sends SIGTERM right after that: while layers are closed
 
     def end(self) -> None:
         """To be called by a signal's handler: a command that the TPM has begun is finished first."""
         self._ending = True
         if self._waiting:
+            self._waiting = (
+                False  # only once: libtss2 and the kernel may both send a signal, and the layers are closed then
+            )
             raise _EndedError
 
-    def _serve(self, header: bytes) -> bool:
-        """Whether the next command can be read."""
+    def _serve(self) -> bool:
+        """Serves one command; whether there may be another one."""
         try:
-            command = self._rest(header)
-            self._waiting = False
-            if not command:
-                return False
-            response = self._answer(command)
+            command = self._next()
+            response = self._answer(command) if command else b""
         except RelayError as error:
             self._waiting = False
             self._report(str(error))
             _write(self._writing, refusal(error))
             return not isinstance(error, _OutOfStepError)
         _write(self._writing, response)
-        return True
+        return bool(command)
+
+    def _next(self) -> bytes:
+        """The next whole command; empty at the end."""
+        self._waiting = True
+        header = _read(self._reading, HEADER.size)
+        command = self._rest(header) if header else b""
+        self._waiting = False
+        return command
 
     def _rest(self, header: bytes) -> bytes:
         """The whole command; empty when the program ended within it."""

@@ -156,6 +156,7 @@ class SwtpmTransport:
         import _socket  # noqa: PLC0415 - only for swtpm; the module socket would cost 10 ms of start-up
 
         host, port = self._address
+        connection = None
         try:
             family, kind, protocol, _, address = _socket.getaddrinfo(host, port, 0, _socket.SOCK_STREAM)[0]
             connection = _socket.socket(family, kind | _socket.SOCK_CLOEXEC, protocol)
@@ -164,6 +165,8 @@ class SwtpmTransport:
             connection.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
             return connection.detach()
         except OSError as error:
+            if connection is not None:
+                connection.close()
             raise TransportError(f"no TPM answers at {host}, port {port}: {error.strerror or error}") from error
 
 

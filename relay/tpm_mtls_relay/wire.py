@@ -38,7 +38,7 @@ def size_of(header: bytes) -> int:
         MalformedCommandError: they begin no command.
     """
     tag, size, _ = HEADER.unpack(header)
-    if tag not in {NO_SESSIONS, SESSIONS} or not HEADER.size <= size <= MESSAGE_LIMIT:
+    if tag not in {NO_SESSIONS, SESSIONS} or not HEADER.size <= size:
         raise MalformedCommandError(f"no TPM command: tag {tag:#x}, {size} bytes")
     return int(size)
 
