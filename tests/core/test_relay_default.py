@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
@@ -21,6 +22,7 @@ from support.certificates import TestCa
 from support.handshakes import handshake
 from support.relay_children import relays
 from support.tpm_keys import make_key
+from support.tpm_trace import CommandTrace
 from tpm_mtls.errors import OpensslError, TctiInvalidError, UsageError
 from tpm_mtls.identity import DEFAULT_FOLDER
 from tpm_mtls.key_reference import KeyFile, PersistentHandle
@@ -155,9 +157,7 @@ def test_a_plain_key_starts_no_process(identity: Identity, ca: TestCa, tpm: Simu
 
 
 @pytest.mark.parametrize("relay", ["always", "never", "auto"])
-def test_a_handshake_through_the_relay_or_not(
-    relay: RelayUse, identity: Identity, tpm: SimulatedTpm
-) -> None:
+def test_a_handshake_through_the_relay_or_not(relay: RelayUse, identity: Identity, tpm: SimulatedTpm) -> None:
     before = relays()
     client, server = (make(identity, tcti=tpm.tcti, relay=relay) for make in (client_context, server_context))
     assert handshake(client, server).server == "localhost"
@@ -170,6 +170,30 @@ def test_a_software_key_needs_neither_relay_nor_tpm(ca: TestCa) -> None:
     software = ca.software_identity("localhost")
     assert handshake(client_context(software, relay="always"), server_context(software, relay="always"))
     assert relays() == before
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2], ids=["1.3", "1.2"])
+@pytest.mark.parametrize("algorithm", ["ecc-p256", "rsa-2048"])
+def test_through_the_relay_a_handshake_is_one_command(
+    algorithm: str,
+    version: ssl.TLSVersion,
+    ca: TestCa,
+    tpm: SimulatedTpm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Counted by libtss2, between the relay and the TPM."""
+    key = make_key(tpm, ca.folder, algorithm, handle=0x81000100)
+    device = ca.identity(key.reference, key.public_key, "localhost")
+    server = server_context(ca.software_identity("localhost"), minimum_version=version)
+    server.num_tickets = 0
+    trace = CommandTrace(tpm, tmp_path, monkeypatch)
+    client = client_context(device, tcti=trace.tcti, relay="always", minimum_version=version)
+    client.maximum_version = version
+    handshake(client, server)
+    first = len(trace.commands())
+    handshake(client, server)
+    assert trace.commands()[first:] == ["Sign"]
 
 
 def test_the_programs_signals_are_as_before(identity: Identity, tpm: SimulatedTpm) -> None:
