@@ -14,10 +14,14 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from tpm_mtls.policy.document import PolicyAuthorize, PolicyPcr, pcr_digest
+from tpm_mtls.files import PRIVATE_FILE, write_atomic
+from tpm_mtls.policy.digest import policy_digest
+from tpm_mtls.policy.document import PolicyAuthorize, PolicyDocument, PolicyPcr, pcr_digest
+from tpm_mtls.policy.files import write_policy
 from tpm_mtls.policy.signing import sign_policy, signer_of
 from tpm_mtls.policy.states import MachineState, read_state
-from tpm_mtls.tpm import open_tpm
+from tpm_mtls.structures import KeyAlgorithm, Tss2Key
+from tpm_mtls.tpm import SRK_HANDLE, open_tpm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +58,18 @@ class Operator:
     ) -> SignedPolicy:
         """``policy``, approved."""
         return sign_policy(self.key, policy, policy_ref=policy_ref, version=version, description=description)
+
+
+def make_policy_key(
+    tpm: SimulatedTpm, path: Path, *policy: Assertion, algorithm: KeyAlgorithm = KeyAlgorithm.ECC_P256
+) -> PolicyDocument:
+    """A key with ``policy`` in the TSS2 PEM file ``path``, its policy beside it."""
+    with open_tpm(tpm.tcti) as opened, opened.srk.create_key(algorithm, policy=policy_digest(policy)) as key:
+        pem = Tss2Key(key.public, key.private, parent=SRK_HANDLE, empty_auth=True).to_pem()
+        write_atomic(path, pem, mode=PRIVATE_FILE)
+        document = PolicyDocument(name=key.public.name.hex(), policy=policy)
+    write_policy(path.parent, document)
+    return document
 
 
 def rsa_key(bits: int = 2048) -> rsa.RSAPrivateKey:

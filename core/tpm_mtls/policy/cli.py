@@ -192,6 +192,7 @@ def show(*, what: str, state_dir: Path, tcti: str | None, as_json: bool) -> None
 @json_option
 def check(*, reference: str | None, state_dir: Path, tcti: str | None, as_json: bool) -> None:
     """Say whether the TPM would use the key now; if not, which PCR differs from when, and exit with 4."""
+    from tpm_mtls.policy.document import PolicyAuthorize  # noqa: PLC0415 - imports msgspec
     from tpm_mtls.policy.key_policy import check_now  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls.policy.show import lines, verdict_facts  # noqa: PLC0415 - the same
     from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - the same
@@ -203,16 +204,16 @@ def check(*, reference: str | None, state_dir: Path, tcti: str | None, as_json: 
         verdict, damaged = check_now(tpm, policy, folders)
     facts = verdict_facts(str(key), found, verdict, damaged)
     answer(facts, lines(facts), as_json=as_json)
-    _refuse(str(key), verdict)
+    if not verdict.holds:
+        raise _refused(str(key), verdict, signed=any(isinstance(each, PolicyAuthorize) for each in policy))
 
 
-def _refuse(key: str, verdict: Verdict) -> None:
-    if verdict.holds:
-        return
-    raise PolicyRefusedError(
-        f"the TPM would refuse to use {key}: {verdict.obstacles[0]}",
-        hint="if this state of the machine is right, have it signed (tpm-mtls policy sign), or make a new key",
-        rc=_NOT_SATISFIED,
+def _refused(key: str, verdict: Verdict, *, signed: bool) -> PolicyRefusedError:
+    right = "if what has been booted is right, " + (
+        "have its state signed: tpm-mtls policy record, then policy sign" if signed else "make a new key"
+    )
+    return PolicyRefusedError(
+        f"the TPM would refuse to use {key}: {verdict.obstacles[0]}", hint=right, rc=_NOT_SATISFIED
     )
 
 

@@ -263,7 +263,8 @@ def _parse(data: bytes, structure: type[Document], name: str) -> Document:
     try:
         document = msgspec.json.decode(data, type=structure)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _damaged(name, str(error).lower()) from error
+        text = str(error)
+        raise _damaged(name, text[:1].lower() + text[1:]) from error
     if document.format != FORMAT:
         raise PolicyError(
             f"{name} has format {document.format}, expected {FORMAT}", hint="use the tpm-mtls that made it"

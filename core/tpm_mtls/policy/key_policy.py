@@ -70,12 +70,21 @@ def key_policy(public: PublicArea, folders: Sequence[Path]) -> KeyPolicy:
             f"the policy of the key {public.name.hex()} is missing: nothing in {places}",
             hint="copy the key's .policy.json file there, or name the folder that has it: --state-dir",
         )
-    if policy_digest(document.policy) != public.policy:
+    check_policy(public, document)
+    return KeyPolicy(public, document)
+
+
+def check_policy(public: PublicArea, document: PolicyDocument) -> None:
+    """Checks that ``document`` is the policy of the key with the public area ``public``: by Name and authPolicy.
+
+    Raises:
+        PolicyError: it is not.
+    """
+    if document.name != public.name.hex() or policy_digest(document.policy) != public.policy:
         raise PolicyError(
             f"the policy file of the key {public.name.hex()} is not the key's: it leads to another authPolicy",
             hint="restore the file that was written when the key was made",
         )
-    return KeyPolicy(public, document)
 
 
 def require_policy(found: KeyPolicy) -> PolicyDocument:

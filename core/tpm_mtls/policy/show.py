@@ -34,7 +34,8 @@ def describe_file(path: Path) -> dict[str, Any]:
     """
     data = read_capped(path, limit=LIMIT)
     if path.name.endswith(SIGNED_SUFFIX):
-        return {"file": str(path)} | _signed_facts(parse_signed_policy(data, str(path)))
+        signed = parse_signed_policy(data, str(path))
+        return {"file": str(path)} | _signed_facts(signed) | _policy_facts(signed.policy)
     if path.name.endswith(POLICY_SUFFIX):
         document = parse_policy(data, str(path))
         return {"file": str(path), "name": document.name} | _policy_facts(document.policy)
@@ -51,11 +52,7 @@ def describe_key(key: str, found: KeyPolicy, signed: Sequence[FoundPolicy]) -> d
         (each.signer.name, each.policy_ref) for each in found.document.policy if isinstance(each, PolicyAuthorize)
     }
     ours = [each for each in signed if (each.policy.signer, each.policy.policy_ref) in trusted]
-    return (
-        facts
-        | _policy_facts(found.document.policy)
-        | {"signed": [{"file": str(each.path)} | _signed_facts(each.policy) for each in ours]}
-    )
+    return facts | _policy_facts(found.document.policy) | {"signed": [_signed_line(each) for each in ours]}
 
 
 def verdict_facts(key: str, found: KeyPolicy, verdict: Verdict, damaged: Sequence[PolicyError]) -> dict[str, Any]:
@@ -106,12 +103,17 @@ def _policy_facts(policy: Sequence[Assertion]) -> dict[str, Any]:
     }
 
 
+def _signed_line(found: FoundPolicy) -> dict[str, Any]:
+    signed = found.policy
+    about = f" ({signed.description})" if signed.description else ""
+    line = f"version {signed.version}{about}: {in_words(signed.policy)}"
+    return {"text": line, "file": str(found.path)} | _signed_facts(signed)
+
+
 def _signed_facts(signed: SignedPolicy) -> dict[str, Any]:
-    about = f": {signed.description}" if signed.description else ""
     return {
-        "text": f"version {signed.version}{about}: {in_words(signed.policy)}",
         "signer": signed.signer,
         "policy_ref": signed.policy_ref,
         "version": signed.version,
         "description": signed.description,
-    } | _policy_facts(signed.policy)
+    }

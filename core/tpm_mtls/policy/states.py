@@ -109,7 +109,7 @@ def parse_state(data: bytes, name: str) -> MachineState:
     try:
         state = msgspec.json.decode(data, type=MachineState)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PolicyError(f"{name} is no recorded state of a machine: {str(error).lower()}", hint=hint) from error
+        raise PolicyError(f"{name} is no recorded state of a machine: {error}", hint=hint) from error
     if state.format != FORMAT:
         raise PolicyError(f"{name} has format {state.format}, expected {FORMAT}", hint="use the tpm-mtls that made it")
     check_assertions(state.pcrs, name)
