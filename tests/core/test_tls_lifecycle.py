@@ -360,7 +360,7 @@ def test_a_hanging_tpm_does_not_hold_the_interpreters_exit_up_for_ever(tss2: Ide
         import threading
         import tpm_mtls.tls.own_key
         tpm_mtls.tls.own_key._PATIENCE = 0.05
-        threading.Thread(target=context.own_key.guard.acquire).start()
+        threading.Thread(target=context.own_key._changing.acquire).start()
     """
     assert _run(tss2, tpm.tcti, then).returncode == 0
     tpm.flush()

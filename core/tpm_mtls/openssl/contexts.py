@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ssl
 import sys
+from typing import TYPE_CHECKING
 
 from tpm_mtls.errors import OpensslError, OpensslLinkageError
 from tpm_mtls.openssl.library import openssl, take_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _EVP_PKEY_EC = 408  # NID_X9_62_id_ecPublicKey
 _SET_GROUPS_LIST = 92  # SSL_CTRL_SET_GROUPS_LIST, behind SSL_CTX_set1_groups_list
@@ -87,6 +92,20 @@ def key_type(ssl_ctx: int) -> str:
 def abandon_key(ssl_ctx: int) -> None:
     """Makes sure that this process never frees the installed key, and so never flushes it from the TPM."""
     openssl().EVP_PKEY_up_ref(openssl().SSL_CTX_get0_privatekey(ssl_ctx))
+
+
+@contextlib.contextmanager
+def holding_key(ssl_ctx: int, *, abandon: bool) -> Iterator[None]:
+    """Puts off freeing the installed key, which flushes it from the TPM, until the end of the block, or for ever."""
+    library = openssl()
+    held = library.SSL_CTX_get0_privatekey(ssl_ctx)
+    if held:
+        library.EVP_PKEY_up_ref(held)
+    try:
+        yield
+    finally:
+        if not abandon:
+            library.EVP_PKEY_free(held)
 
 
 def empty_key(ssl_ctx: int) -> None:

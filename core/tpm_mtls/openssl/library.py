@@ -71,6 +71,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "SSL_CTX_get0_certificate": (_P, _P),
     "SSL_CTX_get0_privatekey": (_P, _P),
     "SSL_CTX_use_cert_and_key": (c_int, _P, _P, _P, _P, c_int),
+    "SSL_CTX_set_cert_cb": (None, _P, _P, _P),
     "SSL_set_session": (c_int, _P, _P),
     "SSL_get_session": (_P, _P),
     "SSL_session_reused": (c_int, _P),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import ssl
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpm_mtls.errors import PemError, UsageError
 from tpm_mtls.files import read_capped
-from tpm_mtls.openssl import contexts
+from tpm_mtls.openssl import contexts, signatures
 from tpm_mtls.tls import process_hooks
-from tpm_mtls.tls.objects import IdentityObject
+from tpm_mtls.tls.objects import IdentityObject, make_bridge
 from tpm_mtls.tls.own_key import OwnKey
 from tpm_mtls.tls.sessions import Resumption, SessionCache
 from tpm_mtls.tls.sockets import IdentitySocket
@@ -60,6 +61,7 @@ class IdentityContext(ssl.SSLContext):
         """
         own = OwnKey(contexts.address(self), source)
         own.load()
+        signatures.make_stoppable(contexts.address(self))
         self.own_key = own
         process_hooks.watch(self)
 
@@ -135,6 +137,23 @@ class IdentityContext(ssl.SSLContext):
             UsageError: always.
         """
         raise _more_trust()
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        *arguments: Any,  # noqa: ANN401 - the parent's signature
+        **options: Any,  # noqa: ANN401 - the same
+    ) -> ssl.SSLObject:
+        """As `ssl.SSLContext.wrap_bio`."""
+        kind = self.sslobject_class
+        if self.own_key is not None and self.own_key.tcti is not None and issubclass(kind, IdentityObject):
+            bridge = make_bridge(incoming, outgoing, sys._getframe(1))  # noqa: SLF001 - see IdentityObject.do_handshake
+            if bridge is not None:
+                tls = super().wrap_bio(bridge.incoming, bridge.outgoing, *arguments, **options)
+                tls.bridge = bridge  # type: ignore[attr-defined]  # it is of `kind`
+                return tls
+        return super().wrap_bio(incoming, outgoing, *arguments, **options)
 
     # SSL_new copies certificate and key without a lock, so it must not run beside `reload`. Only these two private
     # methods call it (Lib/ssl.py of CPython 3.11 to 3.14), also for sockets that are connected after they were wrapped.

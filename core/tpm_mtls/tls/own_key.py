@@ -83,13 +83,15 @@ class OwnKey:
     """Certificate and key inside an ``SSL_CTX``; not to be used after that is freed.
 
     Attributes:
-        guard: held while the ``SSL_CTX`` changes, and to be held while connections are made from it.
+        guard: held while the ``SSL_CTX`` changes, and to be held while connections are made from it; never while
+            the TPM works.
         generation: counts how often certificate and key were loaded.
     """
 
     def __init__(self, ssl_ctx: int, source: Source) -> None:
         self.guard = threading.RLock()
         self.generation = 0
+        self._changing = threading.RLock()  # held while certificate and key are loaded, or looked at
         self._ssl_ctx = ssl_ctx
         self._source = source
         self._connection: TpmConnection | None = None
@@ -116,7 +118,7 @@ class OwnKey:
         Raises:
             TpmMtlsError: why not; what was there before stays in use.
         """
-        with self.guard:
+        with self._changing:
             # what is no longer in the TPM must not be flushed: something else may have its handle by now
             abandon = self._of_parent or (self._loaded and isinstance(self.diagnose(), _LOST))
             self._load(abandon=abandon)
@@ -129,7 +131,7 @@ class OwnKey:
             a software key.
         """
         self.ensure_own()
-        with self.guard:
+        with self._changing:
             if self._connection is None:
                 return None
             public, private = contexts.key_pair(self._ssl_ctx)
@@ -148,24 +150,29 @@ class OwnKey:
             TpmMtlsError: as `load`.
         """
         if self._of_parent:
-            with self.guard:
+            with self._changing:
                 if self._of_parent:
                     self._load(abandon=True)
+
+    def may_explain(self, error: ssl.SSLError) -> bool:
+        """Whether `explain` would ask the TPM: only for failures that the own key can cause.
+
+        A test signature for each handshake that a port scanner breaks off would keep the TPM busy.
+        """
+        return self._connection is not None and (_is_own_failure(error) or error.reason in _PEER_COMPLAINTS)
 
     def explain(self, error: ssl.SSLError) -> NoReturn:
         """Raises the ``error`` of a handshake, its cause a `TpmMtlsError` if the own key is to blame.
 
-        A key that is gone has been loaded again by then. Only failures that the own key can cause are looked into: a
-        test signature for each handshake that a port scanner breaks off would keep the TPM busy.
+        A key that is gone has been loaded again by then.
         """
-        own = error.reason in _OWN_FAILURES or "EVP lib" in str(error)
-        if self._connection is None or not (own or error.reason in _PEER_COMPLAINTS):
+        if not self.may_explain(error):
             raise error
-        with self.guard:
+        with self._changing:
             cause = self.diagnose()
             if isinstance(cause, _LOST):
                 cause = self._load_again(cause)
-            elif cause is None and own:
+            elif cause is None and _is_own_failure(error):
                 cause = self._last_gone  # another thread has loaded it again in the meantime
         if cause is not None:
             error.add_note(str(cause))
@@ -183,18 +190,20 @@ class OwnKey:
 
     def release(self) -> None:
         """At the interpreter's exit: removes the key from the TPM, unless it is persistent or still signing."""
-        if not self.guard.acquire(timeout=_PATIENCE):
+        if not self._changing.acquire(timeout=_PATIENCE):
             return  # a daemon thread waits for the TPM
         try:
             temporary = self._connection is not None and not isinstance(self._source.identity.key, PersistentHandle)
-            if temporary and not self._of_parent and not self._handshakes:
-                contexts.empty_key(self._ssl_ctx)
+            with self.guard:
+                if temporary and not self._of_parent and not self._handshakes:
+                    contexts.empty_key(self._ssl_ctx)
         finally:
-            self.guard.release()
+            self._changing.release()
 
     def after_fork(self) -> None:
         """In a forked child: the parent's key must never be flushed from here, and no lock be waited for."""
         self.guard = threading.RLock()
+        self._changing = threading.RLock()
         self._handshakes = 0
         if self._connection is not None:
             contexts.abandon_key(self._ssl_ctx)
@@ -217,11 +226,10 @@ class OwnKey:
             with keys.freeing(loaded):
                 self._check_type(loaded)
                 self._check_authorization(loaded, connection)
-                if abandon:
-                    contexts.abandon_key(self._ssl_ctx)
-                self._install(chain, loaded)
-        self._connection, self._loaded, self._of_parent = connection, True, False
-        self.generation += 1
+                with contexts.holding_key(self._ssl_ctx, abandon=abandon), self.guard:
+                    self._install(chain, loaded)
+                    self._connection, self._loaded, self._of_parent = connection, True, False
+                    self.generation += 1
         process_hooks.key_was_loaded()
 
     def _load_key(self, expected: str) -> tuple[LoadedKey, TpmConnection | None]:
@@ -288,6 +296,10 @@ class OwnKey:
             hint="load it again; programs that use the client do so by themselves",
             rc=rc,
         )
+
+
+def _is_own_failure(error: ssl.SSLError) -> bool:
+    return error.reason in _OWN_FAILURES or "EVP lib" in str(error)
 
 
 def _bare(error: TpmMtlsError) -> TpmMtlsError:

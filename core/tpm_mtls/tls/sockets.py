@@ -35,11 +35,12 @@ class IdentitySocket(ssl.SSLSocket):
 
     def read(self, *arguments: Any) -> Any:  # noqa: ANN401 - the parent's signature
         """As `ssl.SSLSocket.read`; the refusal of a handshake in TLS 1.3 arrives here."""
-        with explained(self.context):
-            data = super().read(*arguments)
-        if self.resumption is not None:
-            self.resumption.after_read(self._sslobj)
-        return data
+        try:
+            with explained(self.context):
+                return super().read(*arguments)
+        finally:
+            if self.resumption is not None:
+                self.resumption.after_read(self._sslobj)
 
     def _server(self) -> Server:
         try:
