@@ -59,6 +59,7 @@ class Ledger:
         self._path = ""
         self._records: list[Record | None] = []
         self._pending = -1
+        self._failed = False
 
     def flush_leftovers(self, exchange: Exchange) -> None:
         """Removes from the TPM what dead relays left there, if any; without a TPM that is for the next relay."""
@@ -68,13 +69,11 @@ class Ledger:
 
         try:
             flush_leftovers(self._folder, self._tcti, exchange)
-        except RelayError:
+        except (RelayError, OSError):
             return
 
     def expect(self, record: Record) -> None:
         """A command is about to be sent that loads ``record``."""
-        if self._descriptor < 0:
-            self._open()
         self._pending = self._free_slot()
         self._write(self._pending, record)
 
@@ -98,11 +97,12 @@ class Ledger:
 
     def close(self) -> None:
         """Removes the file, unless a command was not answered: what that loaded is for the next relay to find."""
-        if self._descriptor >= 0:
-            if not any(self._records):
-                os.unlink(self._path)  # noqa: PTH108 - pathlib is slow to import
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._descriptor < 0:
+            return
+        if not any(self._records) and os.path.exists(self._path):  # noqa: PTH110 - pathlib is slow to import
+            os.unlink(self._path)  # noqa: PTH108 - the same
+        os.close(self._descriptor)
+        self._descriptor = -1
 
     def _open(self) -> None:
         while self._descriptor < 0:
@@ -126,8 +126,14 @@ class Ledger:
 
     def _write(self, slot: int, record: Record | None) -> None:
         self._records[slot] = record
-        if slot < _RECORDS:
+        if slot >= _RECORDS or self._failed:
+            return
+        try:
+            if self._descriptor < 0:
+                self._open()
             os.pwrite(self._descriptor, _pack(record), slot * _RECORD.size)
+        except OSError:  # the folder vanished, or its disk is full: nobody shall be without a TPM for that
+            self._failed = True
 
 
 def prefix(tcti: str) -> str:
