@@ -53,14 +53,26 @@ class Layers:
         if ledger is not None:
             ledger.flush_leftovers(asked)
         self._tracking = Tracking(asked, self.objects, ledger)
+        self._shortcuts: Shortcuts | None = None
         self._outermost: Exchange = below  # a traced program's commands are its own: none more, none repeated
         if not options.pass_through:
             policies = PolicyAuthorization(self._tracking, self.objects, options.policies)
-            self._outermost = Shortcuts(policies, self.objects, Answers(folder, options.tcti))
+            self._shortcuts = Shortcuts(policies, self.objects, Answers(folder, options.tcti))
+            self._outermost = self._shortcuts
 
     def __call__(self, command: bytes) -> bytes:
         """The response to ``command``; raises `RelayError`."""
         return self._outermost(command)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether something was put off that `settle` does."""
+        return self._shortcuts is not None and self._shortcuts.unsettled
+
+    def settle(self) -> None:
+        """To be called when no command comes; raises `RelayError`."""
+        if self._shortcuts is not None:
+            self._shortcuts.settle()
 
     def close(self) -> None:
         """Leaves nothing in the TPM, and gives it back."""

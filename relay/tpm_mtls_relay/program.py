@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
 
 def run(layers: Layers, *, reading: int = 0, writing: int = 1, handle_signals: bool = False) -> int:
     """Serves one program through ``layers``, and closes them; returns the exit status."""
-    service = Service(reading, writing, layers, report)
+    service = Service(reading, writing, layers, report, layers)
     if handle_signals:
         _handle_signals(service)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 
 from tpm_mtls_relay.errors import MalformedCommandError, RelayError
 from tpm_mtls_relay.wire import HEADER, MESSAGE_LIMIT, refusal, size_of
@@ -11,7 +12,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tpm_mtls_relay.layers import Layers
     from tpm_mtls_relay.wire import Exchange
+
+QUIET = 0.05
+"""Seconds without a command, after which what was put off in the hope of one is done."""
 
 _SKIP_LIMIT = 65536
 """Bytes; a larger command is no mistake of a program that speaks to a TPM."""
@@ -25,21 +30,33 @@ class Service:
         writing: the program's responses.
         answer: the layers.
         report: is told why a command was not answered by the TPM.
+        layers: the same layers as ``answer``, if they may put something off (`Shortcuts.unsettled`).
     """
 
-    def __init__(self, reading: int, writing: int, answer: Exchange, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        reading: int,
+        writing: int,
+        answer: Exchange,
+        report: Callable[[str], None],
+        layers: Layers | None = None,
+    ) -> None:
         self._reading = reading
         self._writing = writing
         self._answer = answer
         self._report = report
+        self._layers = layers
         self._waiting = False
         self._ending = False
 
     def run(self) -> None:
         """Returns when the program closes its end, when what it writes are no commands, or after `end`."""
         try:
-            while not self._ending and self._serve():
-                pass
+            while not self._ending:
+                if self._layers is not None and self._layers.unsettled and self._is_quiet():
+                    self._settle(self._layers)
+                elif not self._serve():
+                    return
         except (_EndedError, BrokenPipeError):
             return
 
@@ -51,6 +68,21 @@ class Service:
                 False  # only once: libtss2 and the kernel may both send a signal, and the layers are closed then
             )
             raise _EndedError
+
+    def _is_quiet(self) -> bool:
+        """Whether the program sends nothing for a while."""
+        poll = select.poll()
+        poll.register(self._reading, select.POLLIN)
+        self._waiting = True
+        events = poll.poll(QUIET * 1000)
+        self._waiting = False
+        return not events
+
+    def _settle(self, layers: Layers) -> None:
+        try:
+            layers.settle()
+        except RelayError as error:
+            self._report(str(error))
 
     def _serve(self) -> bool:
         """Serves one command; whether there may be another one."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from support.relay import relay_process
 from support.shortcuts import TappedShortcuts, shortcuts_before
 from support.tpm_commands import (
     RSASSA,
@@ -31,6 +33,7 @@ from tpm_mtls_relay import commands
 from tpm_mtls_relay.errors import RelayError
 from tpm_mtls_relay.objects import Objects
 from tpm_mtls_relay.repeats import PATIENCE
+from tpm_mtls_relay.service import QUIET
 from tpm_mtls_relay.virtual_handles import VirtualHandles
 from tpm_mtls_relay.wire import HEADER, code_of, simple_command
 
@@ -99,6 +102,17 @@ def test_when_no_command_comes_the_key_is_unloaded_all_the_same(
     assert tpm.handles("transient") == []
     assert not layers.layer.unsettled
     assert layers.sent_for(load(tmp_path, RSA)) == ["LOAD"]
+
+
+def test_the_program_unloads_it_when_it_hears_nothing(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    make_key(tpm, tmp_path, "rsa-2048")
+    with relay_process(tpm) as relay:
+        handle = handle_in(relay(load(tmp_path, RSA)))
+        assert code_of(relay(flush(handle))) == 0
+        time.sleep(3 * QUIET)
+        relay.process.kill()  # nothing can be done at its end
+        relay.close()
+    assert tpm.handles("transient") == []
 
 
 def test_a_key_that_was_used_is_unloaded_at_once(layers: TappedShortcuts, tmp_path: Path) -> None:
