@@ -1,7 +1,7 @@
 """What OpenSSL reports when TLS fails, as errors with a cause and an advice.
 
 Alerts: RFC 8446, 6; they arrive during the handshake, or in TLS 1.3 with the first answer, when the peer looks at our
-certificate only after we have finished. Verification codes: OpenSSL's ``x509_vfy.h``, X509_V_ERR_*.
+certificate only after we have finished.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import ssl
 from dataclasses import dataclass
 
 from tpm_mtls.errors import HandshakeError, PeerError, PeerUntrustedError
+from tpm_mtls.tls.verification import EXPLAIN, refusal_reason
 
 _ENROLL = "enroll again: tpm-mtls keygen first-boot"
-_EXPLAIN = "tpm-mtls client check shows both chains"
-_CLOCK = "is this machine's clock right? if it is, the peer needs a new certificate"
 
 
 @dataclass(frozen=True)
@@ -23,33 +22,12 @@ class _Meaning:
     hint: str
 
 
-_VERIFICATION = {
-    2: _Meaning("its issuer is not among the trust anchors", "trust the CA that issued it: --trust, or ca.cert.pem"),
-    7: _Meaning("its signature is wrong", "the trust anchor has the issuer's name but another key"),
-    9: _Meaning("it is not valid yet", _CLOCK),
-    10: _Meaning("it has expired", _CLOCK),
-    18: _Meaning("it is self-signed", "trust the CA that issued it: --trust, or ca.cert.pem"),
-    19: _Meaning("its root is not the trust anchor", "trust the CA that issued it: --trust, or ca.cert.pem"),
-    20: _Meaning("its issuer is not among the trust anchors", "trust the CA that issued it: --trust, or ca.cert.pem"),
-    21: _Meaning("its issuer is not among the trust anchors", "trust the CA that issued it: --trust, or ca.cert.pem"),
-    23: _Meaning("it is revoked", "the peer needs a new certificate"),
-    24: _Meaning("one of its issuers is no CA", "the peer must send a chain of CA certificates"),
-    26: _Meaning(
-        "it is not meant for a TLS server", "the peer needs a certificate with the extended key usage serverAuth"
-    ),
-    62: _Meaning("it is for another name", "use the name that stands in its certificate (" + _EXPLAIN + ")"),
-    64: _Meaning("it is for another address", "use the name that stands in its certificate (" + _EXPLAIN + ")"),
-    66: _Meaning("its key is too short", "the peer needs a certificate with a longer key"),
-    67: _Meaning("an issuer's key is too short", "the peer's CA needs a longer key"),
-    68: _Meaning("it is signed with a weak hash", "the peer needs a new certificate"),
-}
-
 _ALERTS = {
     "CERTIFICATE_REQUIRED": _Meaning(
-        "wants a client certificate and got none", "is this the identity that was meant? " + _EXPLAIN
+        "wants a client certificate and got none", "is this the identity that was meant? " + EXPLAIN
     ),
     "BAD_CERTIFICATE": _Meaning(
-        "refuses our certificate: it is damaged or of a kind it does not take", _EXPLAIN + "; the peer's log says more"
+        "refuses our certificate: it is damaged or of a kind it does not take", EXPLAIN + "; the peer's log says more"
     ),
     "UNSUPPORTED_CERTIFICATE": _Meaning(
         "refuses our certificate: it is of a kind it does not take", "it needs the extended key usage clientAuth"
@@ -57,11 +35,11 @@ _ALERTS = {
     "CERTIFICATE_REVOKED": _Meaning("refuses our certificate: it is revoked", _ENROLL),
     "CERTIFICATE_EXPIRED": _Meaning("refuses our certificate: it has expired, or the peer's clock is wrong", _ENROLL),
     "CERTIFICATE_UNKNOWN": _Meaning(
-        "refuses our certificate for a reason it does not tell", "the peer's log says more; " + _EXPLAIN
+        "refuses our certificate for a reason it does not tell", "the peer's log says more; " + EXPLAIN
     ),
     "UNKNOWN_CA": _Meaning(
         "refuses our certificate: it does not trust the CA that issued it",
-        "the peer must trust that CA, and our certificate file must hold the chain up to it; " + _EXPLAIN,
+        "the peer must trust that CA, and our certificate file must hold the chain up to it; " + EXPLAIN,
     ),
     "ACCESS_DENIED": _Meaning("knows our certificate, and denies access", "ask the operator of the peer"),
     "DECRYPT_ERROR": _Meaning(
@@ -133,7 +111,7 @@ def tls_error(error: ssl.SSLError, peer: str) -> PeerError:
         )
     name = reason(error)
     words = name.lower().replace("_", " ")
-    meaning = _LOCAL.get(name, _Meaning(f"and we cannot agree in TLS: {words}", _EXPLAIN))
+    meaning = _LOCAL.get(name, _Meaning(f"and we cannot agree in TLS: {words}", EXPLAIN))
     return _handshake(peer, meaning)
 
 
@@ -142,12 +120,5 @@ def _handshake(peer: str, meaning: _Meaning, detail: str = "") -> HandshakeError
 
 
 def _untrusted(error: ssl.SSLCertVerificationError, peer: str) -> PeerUntrustedError:
-    meaning = _VERIFICATION.get(error.verify_code)
-    words = str(error.verify_message).rstrip(".").lower()
-    if meaning is None:
-        meaning = _Meaning(words, _EXPLAIN)
-        words = ""
-    detail = f" ({words})" if words else ""
-    return PeerUntrustedError(
-        f"the certificate of {peer} is refused: {meaning.text}{detail}", hint=meaning.hint, host=peer
-    )
+    found = refusal_reason(error)
+    return PeerUntrustedError(f"the certificate of {peer} is refused: {found.text}", hint=found.hint, host=peer)

@@ -26,6 +26,7 @@ from tpm_mtls.errors import (
     PeerUntrustedError,
     TpmMtlsError,
 )
+from tpm_mtls.tls.verification import HAS_EXPIRED, NOT_YET_VALID, refusal_reason
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -34,12 +35,6 @@ if TYPE_CHECKING:
     from urllib3.response import HTTPResponse
 
     from tpm_mtls_keygen.est_url import EstUrl
-
-# OpenSSL's X509_V_ERR_ numbers (x509_vfy.h)
-_NOT_YET_VALID = 9
-_HAS_EXPIRED = 10
-_HOSTNAME_MISMATCH = 62
-_IP_ADDRESS_MISMATCH = 64
 
 _COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}=[!#-+\--:<-\[\]-~]{0,512}")  # RFC 6265, 4.1.1
 _COOKIES_LIMIT = 4
@@ -174,22 +169,20 @@ class HttpsTransport:
         )
 
     def _verification_error(self, error: ssl.SSLCertVerificationError, where: str) -> TpmMtlsError:
-        said = error.verify_message.lower().removesuffix(".")
-        if error.verify_code == _NOT_YET_VALID:
+        if error.verify_code == NOT_YET_VALID:
             return CertificateNotYetValidError(
                 f"the TLS certificate of {where} is not yet valid by this device's clock",
                 hint="set the clock right; see: date -u",
             )
-        if error.verify_code == _HAS_EXPIRED:
+        if error.verify_code == HAS_EXPIRED:
             return CertificateExpiredError(
                 f"the TLS certificate of {where} has expired by this device's clock",
                 hint="is the clock right (date -u)? else the CA needs a new one",
             )
-        if error.verify_code in {_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH}:
-            hint = "use the name in its certificate as the URL's host"
-        else:
-            hint = "is the --trust file the root certificate of that CA? if it is, somebody else answers there"
-        return PeerUntrustedError(f"{where} is not trusted: {said}", hint=hint, host=self._url.host)
+        found = refusal_reason(error)
+        return PeerUntrustedError(
+            f"the TLS certificate of {where} is not trusted: {found.text}", hint=found.hint, host=self._url.host
+        )
 
 
 def _receive(response: HTTPResponse) -> Answer:
