@@ -70,8 +70,8 @@ class Counts:
         self.numbers[line] = self.numbers.get(line, 0) + number
 
 
-def read_counts(text: str) -> Counts:
-    """The counts of which ``text`` was made.
+def read_counts(text: str, path: str) -> Counts:
+    """The counts of which ``text`` was made, which was in the file ``path``.
 
     Raises:
         OptionError: by something else.
@@ -84,9 +84,9 @@ def read_counts(text: str) -> Counts:
         try:
             value = float(number)
         except ValueError as error:
-            raise OptionError("the file of counters has a line that is none") from error
+            raise OptionError(f"{path} is no file of counters") from error
         if not line.startswith((f"{_SECONDS}_", f"{_ERRORS}{{")) or not line.endswith("}") or not value >= 0:
-            raise OptionError("the file of counters has a line that is none")
+            raise OptionError(f"{path} is no file of counters")
         counts.numbers[line] = value
     return counts
 
@@ -129,7 +129,7 @@ class Counters:
         lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # for the moment in which another relay adds its own
-            total = read_counts(_read(self._path))
+            total = read_counts(_read(self._path), self._path)
             total.merge(self._new)
             _replace(self._path, total.text().encode())
         finally:

@@ -149,10 +149,10 @@ def _attested(_: Reader, got: Reader) -> Details:
     return {"scheme": kind_of_signature(got)[0]}
 
 
-def _quote(sent: Reader, _: Reader) -> Details:
+def _quote(sent: Reader, got: Reader) -> Details:
     sent.sized()  # qualifying data
-    scheme = _scheme(sent)
-    return scheme | {"pcrs": _pcr_selection(sent)}
+    asked = _scheme(sent)
+    return (_attested(sent, got) or asked) | {"pcrs": _pcr_selection(sent)}
 
 
 def _verify(sent: Reader, _: Reader) -> Details:

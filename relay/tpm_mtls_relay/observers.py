@@ -105,7 +105,7 @@ def check_observers(options: Options) -> int:
 
 def say(message: str) -> None:
     """One line on stderr, which is that of the program that started the relay."""
-    sys.stderr.write(f"tpm-mtls-relay: {message}\n")
+    sys.stderr.write(f"tpm-mtls relay: {message}\n")
 
 
 def _turns(tcti: str) -> int | None:

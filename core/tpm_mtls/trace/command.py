@@ -162,7 +162,7 @@ def _check(options: Sequence[str]) -> None:
     done = subprocess.run(program, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_CHECK_TIME)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise UsageError(said.removeprefix("tpm-mtls-relay: "), hint="see tpm-mtls trace --help")
+        raise UsageError(said.removeprefix("tpm-mtls relay: "), hint="see tpm-mtls trace --help")
 
 
 @contextlib.contextmanager
