@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -13,13 +14,13 @@ def relays(process: int | None = None) -> set[int]:
 
 def _children(process: int) -> list[int]:
     found = []
-    for task in Path(f"/proc/{process}/task").iterdir():
-        found += [int(pid) for pid in (task / "children").read_text().split()]
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found += [int(pid) for pid in (thread / "children").read_text().split()]
     return found
 
 
 def _command_line(pid: int) -> bytes:
-    try:
+    with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/cmdline").read_bytes()  # empty for one that is dead and not yet waited for
-    except FileNotFoundError:
-        return b""
+    return b""
