@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from bench_counts import key_counts, request_counts
 from bench_enrollment import DEVICES, enrollments
 from bench_handshakes import Plan, Programs, handshakes, many_threads
-from bench_stage import ALGORITHMS, Stage
+from bench_stage import ALGORITHMS, VERSIONS, Stage
 from bench_startups import start_ups
 from bench_table import Table, write_block
 
@@ -48,16 +48,20 @@ def tables(arguments: argparse.Namespace, folder: Path) -> Iterator[Table]:
             yield start_ups(arguments.runs, stage.tpm.tcti)
         if set(wanted) & {"counts", "handshakes", "threads"}:
             ports = [stack.enter_context(stage.server(sessions=sessions)) for sessions in (False, True)]
-            programs = {algorithm: Programs(stage, *ports, algorithm=algorithm) for algorithm in ALGORITHMS}
+            algorithms, versions = arguments.algorithm or ALGORITHMS, arguments.tls or VERSIONS
+            programs = {algorithm: Programs(stage, *ports, algorithm=algorithm) for algorithm in algorithms}
             plan = Plan(
-                rounds=arguments.runs // 3 or 1, requests=arguments.requests, model=arguments.latency_model or None
+                rounds=arguments.runs // 3 or 1,
+                requests=arguments.requests,
+                model=arguments.latency_model or None,
+                version=versions[0],
             )
         if "counts" in wanted:
-            yield request_counts(stage, programs)
+            yield request_counts(stage, programs, versions)
         if "handshakes" in wanted:
-            yield handshakes(stage, programs["ecc-p256"], plan)
+            yield handshakes(stage, programs[algorithms[0]], plan)
         if "threads" in wanted:
-            yield many_threads(stage, programs["ecc-p256"], plan)
+            yield many_threads(stage, programs[algorithms[0]], plan)
     if "enrollment" in wanted:
         yield enrollments(folder, arguments.devices)
 
@@ -87,6 +91,12 @@ def main() -> None:
         "--runs", type=int, default=15, help="runs of each start-up; a third of it, turns of each client"
     )
     parser.add_argument("--requests", type=int, default=20, help="requests of a client in a turn")
+    parser.add_argument(
+        "--algorithm", action="append", choices=ALGORITHMS, help="only keys of this kind; the first one is timed"
+    )
+    parser.add_argument(
+        "--tls", action="append", choices=VERSIONS, help="only this version of TLS; the first one is timed"
+    )
     parser.add_argument("--devices", type=int, default=DEVICES, help="how many devices enroll; 1000 take a minute")
     parser.add_argument("--latency-model", default="chip", metavar="NAME|FILE", help="which chip; '' for none")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this document")

@@ -24,9 +24,12 @@ OURS = "our client, relay"
 C_RELAY = "C program, relay"
 SOFTWARE = "our client, software key"
 RESUMED = "our client, relay, resumed session"
+BOUND = "our client, relay, key bound to a PCR"
 KEPT = "our client, relay, kept connection"
 
-ALL = (C_ALONE, S_TIME, OURS_ALONE, OURS, C_RELAY, SOFTWARE, RESUMED, KEPT)
+ALL = (C_ALONE, S_TIME, OURS_ALONE, OURS, C_RELAY, BOUND, RESUMED, KEPT, SOFTWARE)
+_MILLISECOND = 1000  # microseconds
+
 THREADED = (C_ALONE, OURS_ALONE, OURS, SOFTWARE)
 
 
@@ -40,6 +43,7 @@ class Plan:
         slow_requests: the same with the model of a chip.
         model: the relay's latency model; none to measure the bare simulator only.
         threads: how many at once, for the second table.
+        version: of TLS.
     """
 
     rounds: int = 5
@@ -47,6 +51,7 @@ class Plan:
     slow_requests: int = 5
     model: str | None = None
     threads: tuple[int, ...] = (1, 8, 32)
+    version: str = "TLSv1_3"
 
 
 class Programs:
@@ -76,6 +81,9 @@ class Programs:
                 self._stage.target(self._port, self._stage.software, None, version), **variables
             ),
             RESUMED: lambda: our_client(self._target(ways(True), version, self._resuming), "resumed", **variables),
+            BOUND: lambda: our_client(
+                self._stage.target(self._port, self._keys.bound, ways(True), version), **variables
+            ),
             KEPT: lambda: our_client(through, "kept", **variables),
         }
         return starts[name]()
@@ -131,15 +139,19 @@ def many_threads(stage: Stage, programs: Programs, plan: Plan, names: tuple[str,
 
 def _start(stage: Stage, programs: Programs, plan: Plan, name: str, *, slow: bool) -> AbstractContextManager[Program]:
     model = plan.model if slow else None
-    return programs.start(name, version="TLSv1_3", ways=lambda relay: stage.tcti(relay=relay, model=model))
+    return programs.start(name, version=plan.version, ways=lambda relay: stage.tcti(relay=relay, model=model))
 
 
 def _columns(turns: dict[tuple[str, bool], Turn], name: str, first: str, plan: Plan) -> list[str]:
     columns = []
     for slow in [False, True] if plan.model else [False]:
         median = statistics.median(turns[name, slow].each)
-        columns += [f"{median / 1000:.1f} ms", f"{median / statistics.median(turns[first, slow].each):.2f}"]
+        columns += [_milliseconds(median), f"{median / statistics.median(turns[first, slow].each):.2f}"]
     return columns
+
+
+def _milliseconds(microseconds: float) -> str:
+    return f"{microseconds / 1000:.{1 if microseconds > _MILLISECOND else 2}f} ms"
 
 
 _NOTE = """\

@@ -18,13 +18,17 @@ from tpm_mtls.relay import relay_tcti
 from tpm_mtls.trace import read_trace
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from support.bound_keys import make_bound_key
 from support.certificates import TestCa
 from support.nginx import running_nginx
+from support.policies import pcr_policy
 from support.tpm import SimulatedTpm
 from support.tpm_keys import make_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from support.tpm_keys import TpmKey
 
 ALGORITHMS = ("ecc-p256", "rsa-2048")
 VERSIONS = ("TLSv1_3", "TLSv1_2")
@@ -38,10 +42,12 @@ class Keys:
     Attributes:
         handle: a persistent one.
         file: one in a TSS2 PEM file.
+        bound: one that the TPM uses only while a PCR is as it is.
     """
 
     handle: tuple[str, Path]
     file: tuple[str, Path]
+    bound: tuple[str, Path]
 
 
 class Stage:
@@ -51,6 +57,8 @@ class Stage:
         self.folder = folder
         self.tpm = SimulatedTpm(folder / "simulator")
         self._keys: dict[str, Keys] = {}
+        self._bound = folder / "bound"
+        self._bound.mkdir()
         self.ca = TestCa(folder, "bench")
         software = self.ca.software_identity("bench-device")
         self.software = (str(software.key), software.certificate)
@@ -67,8 +75,11 @@ class Stage:
     def keys(self, algorithm: str) -> Keys:
         """The TPM's keys of ``algorithm``, made when they are first asked for."""
         if algorithm not in self._keys:
+            bound = make_bound_key(self.tpm, self._bound, pcr_policy(), algorithm=algorithm, name=algorithm)
             self._keys[algorithm] = Keys(
-                self._certified(algorithm, _HANDLES[algorithm]), self._certified(algorithm, None)
+                handle=self._certified(make_key(self.tpm, self.folder, algorithm, handle=_HANDLES[algorithm])),
+                file=self._certified(make_key(self.tpm, self.folder, algorithm)),
+                bound=self._certified(bound),
             )
         return self._keys[algorithm]
 
@@ -89,13 +100,13 @@ class Stage:
         """The way to the TPM; with a latency model it is as slow as that chip."""
         slow = ["--latency-model", model] if model else []
         if relay:
-            return relay_tcti(self.tpm.tcti, options=slow)
+            return relay_tcti(self.tpm.tcti, policies=[self._bound], options=slow)
         return relay_tcti(self.tpm.tcti, options=["--pass-through", *slow]) if model else self.tpm.tcti
 
     def counting_tcti(self, *, relay: bool) -> str:
         """The way to the TPM on which libtss2's own capture sees what reaches it: behind the relay, if there is one."""
         observed = f"pcap:{self.tpm.tcti}"
-        return relay_tcti(observed) if relay else observed
+        return relay_tcti(observed, policies=[self._bound]) if relay else observed
 
     @property
     def capture(self) -> Path:
@@ -111,7 +122,6 @@ class Stage:
         if self.capture.exists():
             commands.update(each.name for each in read_trace(self.capture))
 
-    def _certified(self, algorithm: str, handle: int | None) -> tuple[str, Path]:
-        key = make_key(self.tpm, self.folder, algorithm, handle=handle)
+    def _certified(self, key: TpmKey) -> tuple[str, Path]:
         identity = self.ca.identity(key.reference, key.public_key, "bench-device")
         return str(identity.key), identity.certificate

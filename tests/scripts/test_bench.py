@@ -1,0 +1,64 @@
+"""A tiny run of ./run bench: every program works, the counts are right, and the document gets its tables."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+MARKS = "before\n<!-- made by ./run bench --write: begin -->\nold\n<!-- made by ./run bench --write: end -->\nafter\n"
+_COUNTS = ("--only", "counts", "--algorithm", "ecc-p256", "--tls", "TLSv1_3")
+
+
+def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, SCRIPTS / "bench.py", *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def _lines(done: subprocess.CompletedProcess[str], title: str) -> list[str]:
+    """The table ``title`` without its head."""
+    assert done.returncode == 0, done.stderr
+    _, _, rest = done.stdout.partition(f"\n{title}")
+    return rest.partition("\n\n")[0].splitlines()[2:]
+
+
+def test_it_counts_what_reaches_the_tpm() -> None:
+    rows = [line.split("  ") for line in _lines(_bench(*_COUNTS), "TPM commands of a client")]
+    requests = {" ".join(part.strip() for part in row[1:-1] if part)[:60]: row[-1].strip() for row in rows}
+    full = [request for what, request in requests.items() if "relay" in what]
+    alone = [request for what, request in requests.items() if "alone" in what]
+    assert len(rows) == len(full) + len(alone)
+    assert set(full) == {"1 (Sign)", "0", "3 (StartAuthSession, PolicyPCR, Sign)"}
+    assert {request.partition(" ")[0] for request in alone} == {"3"}
+
+
+def test_it_compares_programs_in_turns_and_writes_a_document(tmp_path: Path) -> None:
+    document = tmp_path / "performance.md"
+    document.write_text(MARKS)
+    done = _bench(
+        *("--only", "startups", "--only", "handshakes", "--only", "threads", "--runs", "1", "--requests", "2"),
+        *("--algorithm", "ecc-p256", "--latency-model", "", "--write", str(document)),
+    )
+    rows = _lines(done, "A request on a new connection")
+    assert len(rows) == 9
+    assert all(" ms" in row for row in rows)
+    text = document.read_text()
+    assert text.startswith("before\n<!-- made by ./run bench --write: begin -->\n\nMeasured on ")
+    assert text.endswith("\n\n<!-- made by ./run bench --write: end -->\nafter\n")
+    assert "| our client, relay | " in text
+    assert "old" not in text
+
+
+def test_a_document_without_the_marks_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from bench_table import write_block
+
+    document = tmp_path / "performance.md"
+    document.write_text("nothing")
+    with pytest.raises(ValueError, match="has no line <!-- made by"):
+        write_block(document, "", [])
+    assert document.read_text() == "nothing"
