@@ -5,8 +5,8 @@ from __future__ import annotations
 from tpm_mtls_relay.commands import LOAD_EXTERNAL, VERIFY_SIGNATURE
 from tpm_mtls_relay.errors import POLICY_DAMAGED, POLICY_SIGNATURE, RelayError, UnreadableError
 from tpm_mtls_relay.policy_digest import approval_digest
-from tpm_mtls_relay.policy_paths import sized
 from tpm_mtls_relay.policy_session import TpmRefusalError, answer_of, malformed, remove
+from tpm_mtls_relay.responses import sized
 from tpm_mtls_relay.wire import simple_command
 
 TYPE_CHECKING = False
@@ -18,7 +18,9 @@ _OWNER = 0x40000001  # TPM_RH_OWNER: a ticket of the null hierarchy would end wi
 _FORMAT_ONE = 0x80
 _PARAMETER = 0x40
 _HIERARCHY = 3  # parameter of TPM2_LoadExternal: the owner's may be switched off
-_TICKETS_LIMIT = 64
+
+TICKETS_LIMIT = 64
+"""Tickets that are kept; beyond, all are asked for anew."""
 
 
 class Approvals:
@@ -37,7 +39,7 @@ class Approvals:
         """
         key = _key(approval)
         if key not in self._tickets:
-            if len(self._tickets) >= _TICKETS_LIMIT:
+            if len(self._tickets) >= TICKETS_LIMIT:
                 self._tickets.clear()
             self._tickets[key] = self._verify(approval)
         return self._tickets[key]

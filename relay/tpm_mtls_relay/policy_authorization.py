@@ -7,19 +7,15 @@ and no userWithAuth the TPM refuses that; here a policy session takes the passwo
 from __future__ import annotations
 
 from tpm_mtls_relay.commands import SIGN
-from tpm_mtls_relay.errors import UnreadableError
 from tpm_mtls_relay.objects import key_at
-from tpm_mtls_relay.reader import Reader
-from tpm_mtls_relay.wire import HEADER, SESSIONS, code_of, tag_of
+from tpm_mtls_relay.responses import password_of
+from tpm_mtls_relay.wire import code_of, handles_of, parameters_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tpm_mtls_relay.objects import Objects
     from tpm_mtls_relay.policy_use import PolicyUse
     from tpm_mtls_relay.wire import Exchange
-
-PASSWORD = 0x40000009
-"""TPM_RS_PW, the handle of a password session (TPM 2.0 Library part 2 rev 1.59, table 28)."""
 
 
 class SignRequest:
@@ -74,15 +70,7 @@ class PolicyAuthorization:
 
 def sign_request(command: bytes) -> SignRequest | None:
     """The request that a TPM2_Sign with a single password session is; none if it is authorized otherwise."""
-    reader = Reader(command, HEADER.size)
-    try:
-        if tag_of(command) != SESSIONS:
-            return None
-        key = reader.number(4)
-        area = Reader(reader.sized_long())
-        session, _nonce, _attributes, password = area.number(4), area.sized(), area.take(1), area.sized()
-    except UnreadableError:
-        return None  # the TPM says what is wrong with it
-    if session != PASSWORD or not area.at_end:
+    password = password_of(command)
+    if password is None:
         return None
-    return SignRequest(key, password, reader.rest())
+    return SignRequest(handles_of(command)[0], password, parameters_of(command))

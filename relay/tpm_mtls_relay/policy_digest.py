@@ -12,7 +12,6 @@ from tpm_mtls_relay.policy_file import (
     BANKS,
     NAME_ALGORITHMS,
     Assertion,
-    Authorize,
     AuthValue,
     Nv,
     Or,
@@ -86,6 +85,6 @@ def _extended(digest: bytes, assertion: Assertion, algorithm: str) -> bytes:
             return extend(digest, POLICY_NV, arguments + assertion.name)
         case Or():
             return extend(zero, POLICY_OR, b"".join(branch_digests(assertion, algorithm)))
-        case Authorize():
+        case _:
             first = extend(zero, POLICY_AUTHORIZE, assertion.signer_name)
             return hashlib.new(algorithm, first + assertion.policy_ref).digest()

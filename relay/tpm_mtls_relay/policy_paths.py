@@ -8,6 +8,7 @@ from __future__ import annotations
 from tpm_mtls_relay.commands import POLICY_AUTH_VALUE, POLICY_AUTHORIZE, POLICY_NV, POLICY_OR, POLICY_PCR
 from tpm_mtls_relay.policy_digest import NV_COMPARISON, branch_digests, pcr_selection
 from tpm_mtls_relay.policy_file import Assertion, Authorize, Nv, Or, Pcr, SignedPolicy
+from tpm_mtls_relay.responses import sized
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,11 +75,6 @@ def paths(
         if len(found) == PATH_LIMIT:
             break
     return list(found)
-
-
-def sized(data: bytes) -> bytes:
-    """TPM2B: two bytes of length before ``data``."""
-    return len(data).to_bytes(2, "big") + data
 
 
 def _paths(

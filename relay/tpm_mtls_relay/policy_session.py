@@ -17,18 +17,19 @@ from tpm_mtls_relay.commands import (
     START_AUTH_SESSION,
 )
 from tpm_mtls_relay.errors import MALFORMED_RESPONSE, RelayError, TransportError, UnreadableError
-from tpm_mtls_relay.policy_authorization import PASSWORD
 from tpm_mtls_relay.policy_digest import name_algorithm
 from tpm_mtls_relay.policy_file import Nv
-from tpm_mtls_relay.policy_paths import Step, sized
 from tpm_mtls_relay.reader import Reader
+from tpm_mtls_relay.responses import sized, success_with_password
 from tpm_mtls_relay.wire import HEADER, SESSIONS, code_of, simple_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tpm_mtls_relay.policy_authorization import SignRequest
+    from tpm_mtls_relay.policy_paths import Step
     from tpm_mtls_relay.wire import Exchange
 
+PASSWORD = 0x40000009  # TPM_RS_PW
 _NOBODY = 0x40000007  # TPM_RH_NULL
 EMPTY_PASSWORD = PASSWORD.to_bytes(4, "big") + bytes(5)
 """A TPMS_AUTH_COMMAND: no nonce, no attributes, no authorization value."""
@@ -143,7 +144,7 @@ class PolicySession:
             if not hmac.compare_digest(expected, their_proof):
                 raise TransportError("the response's HMAC is wrong: it does not come from the TPM", MALFORMED_RESPONSE)
         self._handle = None
-        return _with_password_area(parameters)
+        return success_with_password(parameters)
 
     def close(self) -> None:
         """Removes the session, if it is still there."""
@@ -169,9 +170,3 @@ class PolicySession:
 
     def _hmac(self, key: bytes, data: bytes) -> bytes:
         return hmac.digest(key, data, self._algorithm)
-
-
-def _with_password_area(parameters: bytes) -> bytes:
-    """A response whose only session is a password's: no nonce, continueSession, no HMAC (part 1, 19.4)."""
-    body = len(parameters).to_bytes(4, "big") + parameters + b"\x00\x00\x01\x00\x00"
-    return HEADER.pack(SESSIONS, HEADER.size + len(body), 0) + body

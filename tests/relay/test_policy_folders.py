@@ -91,7 +91,7 @@ def test_a_file_is_read_to_its_limit_only(tmp_path: Path) -> None:
 
 
 def test_signed_policies_are_the_newest_first_and_not_more_than_are_tried(tmp_path: Path) -> None:
-    folders = PolicyFolders([str(tmp_path), str(tmp_path)])
+    folders = PolicyFolders([str(tmp_path / "missing"), str(tmp_path), str(tmp_path)])
     assert folders.signed_policies(AUTHORIZE) == ([], None)
     for version in (3, 20, 1, *range(4, 19)):
         write_signed(tmp_path, version)

@@ -11,13 +11,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from tpm_mtls_relay import commands
-from tpm_mtls_relay.policy_authorization import PASSWORD, PolicyAuthorization
-from tpm_mtls_relay.policy_paths import sized
-from tpm_mtls_relay.policy_session import command_with_sessions
+from tpm_mtls_relay.objects import Objects
+from tpm_mtls_relay.policy_authorization import PolicyAuthorization
+from tpm_mtls_relay.policy_session import PASSWORD, command_with_sessions
 from tpm_mtls_relay.reader import Reader
+from tpm_mtls_relay.responses import refused, sized
+from tpm_mtls_relay.retrying import Retrying
 from tpm_mtls_relay.tracking import Tracking
 from tpm_mtls_relay.transport import open_transport
-from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, code_of
+from tpm_mtls_relay.wire import HEADER, code_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +33,6 @@ NAMES = {code: name for name, code in vars(commands).items() if name.isupper() a
 MESSAGE = b"what TLS signs"
 
 _SRK = 0x81000001
-_RETRY = 0x922  # TPM_RC_RETRY
 _NO_TICKET = bytes.fromhex("8024400000070000")  # TPM_ST_HASHCHECK, TPM_RH_NULL, no digest
 _ECDSA_SHA256 = bytes.fromhex("0018000b")
 _RSASSA_SHA256 = bytes.fromhex("0014000b")
@@ -47,8 +48,8 @@ class SigningRelay:
         self._exchange = exchange
         self.commands: list[str] = []
         self.before: Callable[[bytes, Exchange], bytes] | None = None
-        tracking = Tracking(self._send)
-        self.objects = tracking.objects
+        self.objects = Objects()
+        tracking = Tracking(Retrying(self._send, self.objects), self.objects)
         self.layer = PolicyAuthorization(tracking, self.objects, folders)
 
     def load(self, key: PolicyKey) -> int:
@@ -81,18 +82,7 @@ class SigningRelay:
 @contextmanager
 def signing_relay(tpm: SimulatedTpm, *folders: Path) -> Iterator[SigningRelay]:
     """The layers, which flush nothing at the end: the test does."""
-
-    def once(command: bytes) -> bytes:
-        # the simulated TPM takes one connection at a time, and tpm2-tools want it in between
-        transport = open_transport(tpm.tcti)
-        try:
-            response = transport(command)
-            # a key with an authorization value: the TPM first notes in its NV memory that it is used
-            return transport(command) if code_of(response) == _RETRY else response
-        finally:
-            transport.close()
-
-    yield SigningRelay(once, [str(folder) for folder in folders])
+    yield SigningRelay(open_transport(tpm.tcti), [str(folder) for folder in folders])
     tpm.flush()
 
 
@@ -119,7 +109,7 @@ def answer(command: int, response_code: int) -> Callable[[bytes, Exchange], byte
 
     def before(sent: bytes, exchange: Exchange) -> bytes:
         if code_of(sent) == command:
-            return HEADER.pack(NO_SESSIONS, HEADER.size, response_code)
+            return refused(response_code)
         return exchange(sent)
 
     return before
