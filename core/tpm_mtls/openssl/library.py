@@ -62,6 +62,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "X509_get0_notBefore": (_P, _P),
     "X509_get0_notAfter": (_P, _P),
     "ASN1_TIME_to_tm": (c_int, _P, _P),
+    "ASN1_TIME_diff": (c_int, POINTER(c_int), POINTER(c_int), _P, _P),
     "OPENSSL_sk_new_null": (_P,),
     "OPENSSL_sk_push": (c_int, _P, _P),
     "OPENSSL_sk_free": (None, _P),
@@ -72,6 +73,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "SSL_CTX_get0_privatekey": (_P, _P),
     "SSL_CTX_use_cert_and_key": (c_int, _P, _P, _P, _P, c_int),
     "SSL_CTX_set_cert_cb": (None, _P, _P, _P),
+    "SSL_CTX_set_session_ticket_cb": (c_int, _P, _P, _P, _P),
     "SSL_set_session": (c_int, _P, _P),
     "SSL_get_session": (_P, _P),
     "SSL_session_reused": (c_int, _P),
@@ -82,6 +84,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "SSL_SESSION_get_protocol_version": (c_int, _P),
     "SSL_SESSION_get_time": (c_long, _P),
     "SSL_SESSION_get_timeout": (c_long, _P),
+    "SSL_SESSION_set_timeout": (c_long, _P, c_long),
+    "SSL_SESSION_get0_peer": (_P, _P),
     "SSL_SESSION_get_ticket_lifetime_hint": (c_ulong, _P),
 }
 

@@ -17,6 +17,7 @@ from tpm_mtls.tls.objects import IdentityObject, make_bridge
 from tpm_mtls.tls.own_key import OwnKey
 from tpm_mtls.tls.sessions import Resumption, SessionCache
 from tpm_mtls.tls.sockets import IdentitySocket
+from tpm_mtls.tls.tickets import TicketKeys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +44,7 @@ class IdentityContext(ssl.SSLContext):
     sslsocket_class = IdentitySocket
     sslobject_class = IdentityObject
     own_key: OwnKey | None = None
+    _tickets: TicketKeys | None = None  # a server's
 
     def __init__(self, protocol: int, *, trust: Path | None, verify_mode: ssl.VerifyMode) -> None:  # noqa: ARG002 - protocol is for __new__
         self._trust = trust
@@ -59,9 +61,12 @@ class IdentityContext(ssl.SSLContext):
         Raises:
             TpmMtlsError: as `tpm_mtls.tls.client_context`.
         """
-        own = OwnKey(contexts.address(self), source)
+        address = contexts.address(self)
+        own = OwnKey(address, source)
         own.load()
-        signatures.make_stoppable(contexts.address(self))
+        signatures.make_stoppable(address)
+        if self.protocol is ssl.PROTOCOL_TLS_SERVER:
+            self._tickets = TicketKeys(address)
         self.own_key = own
         process_hooks.watch(self)
 
@@ -170,14 +175,16 @@ class IdentityContext(ssl.SSLContext):
 
     @contextlib.contextmanager
     def _ready(self) -> Iterator[Resumption | None]:
-        """While nothing is loaded; yields a client connection's part in the sessions."""
-        if self.own_key is None:
+        """While certificate and key stay the same; yields a client connection's part in the sessions."""
+        own = self.own_key
+        if own is None:
             yield None
             return
-        self.own_key.ensure_own()
-        with self.own_key.guard:
-            client = self.protocol is ssl.PROTOCOL_TLS_CLIENT
-            yield Resumption(self.sessions, self.own_key.generation, id(self)) if client else None
+        own.ensure_own()
+        with own.guard:
+            if self._tickets is not None:
+                self._tickets.renew_when_due(own.generation)
+            yield Resumption(self.sessions, own.generation, id(self)) if self._tickets is None else None
 
 
 def _more_trust() -> UsageError:
