@@ -13,6 +13,7 @@ from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, code_of, simple_command, ta
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tpm_mtls_relay.caches import Answers
+    from tpm_mtls_relay.objects import Objects
     from tpm_mtls_relay.public_area import PublicArea
     from tpm_mtls_relay.wire import Exchange
 
@@ -48,8 +49,9 @@ class PersistentKeys:
     A hint is checked by asking the TPM, so a wrong one costs one command.
     """
 
-    def __init__(self, below: Exchange, answers: Answers) -> None:
+    def __init__(self, below: Exchange, objects: Objects, answers: Answers) -> None:
         self._below = below
+        self._objects = objects
         self._answers = answers
         self._found: dict[bytes, int | None] = {}
 
@@ -80,7 +82,14 @@ class PersistentKeys:
                 file.drop(key)
 
     def _search(self, name: bytes) -> int:
-        return next((handle for handle in self._handles() if self.holds(handle, name)), 0)
+        return next(
+            (handle for handle in self._handles() if self._may_hold(handle, name) and self.holds(handle, name)), 0
+        )
+
+    def _may_hold(self, handle: int, name: bytes) -> bool:
+        """Whether it is not known to hold another key, such as the program's storage root key."""
+        known = self._objects.get(handle)
+        return known is None or known.name == name
 
     def _handles(self) -> list[int]:
         numbers = (_CAP_HANDLES, _FIRST_PERSISTENT, SEARCHED)

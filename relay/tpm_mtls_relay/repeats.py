@@ -56,12 +56,16 @@ class RepeatedLoads:
             return self._parent[1]
         return None
 
-    def learn(self, command: bytes, response: bytes) -> None:
-        """``response`` is what the TPM, or the stand-in for a persistent key, answered."""
-        code = code_of(command)
+    def prepare(self, command: bytes) -> None:
+        """The TPM is about to get ``command``: unloads what is to be unloaded."""
+        self.settle()
         self._loaded = None
-        if code not in {commands.LOAD, commands.FLUSH_CONTEXT}:
+        if code_of(command) not in {commands.LOAD, commands.FLUSH_CONTEXT}:
             self._parent = None
+
+    def learn(self, command: bytes, response: bytes) -> None:
+        """``response`` is what the TPM answered."""
+        code = code_of(command)
         if code_of(response):
             return
         if code == commands.READ_PUBLIC and tag_of(command) == NO_SESSIONS and is_persistent(handles_of(command)[0]):

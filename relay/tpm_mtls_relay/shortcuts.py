@@ -67,7 +67,7 @@ class Shortcuts:
         self._handles = handles if handles is not None else VirtualHandles(objects)
         self._hashing = SoftwareHashing(self._handles, algorithms=self._answers.algorithms)
         self._repeats = RepeatedLoads(below, objects, clock)
-        self._aliases = Aliases(below, self._handles, PersistentKeys(below, self._answers), clock)
+        self._aliases = Aliases(below, self._handles, PersistentKeys(below, objects, self._answers), clock)
         self._programs: set[int] = set()
         self._tickets_matter = False
 
@@ -75,7 +75,7 @@ class Shortcuts:
         """The response to ``command``."""
         response = self._in_software(command)
         if response is None:
-            self.settle()
+            self._repeats.prepare(command)
             response = self._aliases.load(command) or self._aliases.use(command) or self._pass_on(command)
         return response
 
