@@ -85,8 +85,12 @@ def parse_configuration(data: bytes, path: Path) -> Configuration:
     return Configuration(
         relay=_relay_use(relay, f"{path}: relay") if relay is not None else None,
         tcti=found.get("tcti"),
-        latency_model=str(path.absolute().parent / model) if model is not None and "/" in model else model,
+        latency_model=str(path.absolute().parent / model) if model is not None and _is_file(model) else model,
     )
+
+
+def _is_file(model: str) -> bool:
+    return "/" in model or model.endswith(".toml")
 
 
 def relay_use(

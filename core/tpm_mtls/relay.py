@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpm_mtls.configuration import load_configuration, relay_use
-from tpm_mtls.errors import StorageError, TctiInvalidError
+from tpm_mtls.errors import StorageError, TctiInvalidError, UsageError
 from tpm_mtls.key_reference import KeyFile
 from tpm_mtls.policy.files import has_policies
 from tpm_mtls.tcti import resolve_tcti
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _PACKAGE = "tpm_mtls_relay"
 _ISOLATED = ["-I", "-S"]
+_START = "cmd:exec "
+_NO_TPM = "device:/dev/null"  # for a relay that is not to speak to any
+_CHECK_TIME = 30.0  # seconds; it takes 0.05
 _INTERPRETER = re.compile(r"(python|pypy)[0-9.]*")
 
 
@@ -48,7 +51,7 @@ def relay_tcti(tcti: str, *, policies: Sequence[Path] = (), options: Sequence[st
     folders = [word for folder in policies for word in ("--policies", str(folder.absolute()))]
     # exec: libtss2 starts it by a shell, which would stay in between, and be what gets its signals
     program = [interpreter(tcti), *_ISOLATED, str(package)]
-    return f"cmd:exec {shlex.join([*program, '--tcti', tcti, *folders, *options])}"
+    return f"{_START}{shlex.join([*program, '--tcti', tcti, *folders, *options])}"
 
 
 def interpreter(tcti: str, *, executable: str | None = sys.executable, prefix: str = sys.base_exec_prefix) -> str:
@@ -72,13 +75,28 @@ def interpreter(tcti: str, *, executable: str | None = sys.executable, prefix: s
     )
 
 
+def check_options(options: Sequence[str], *, hint: str) -> None:
+    """Lets a relay open the files that its ``options`` name: later it can only say a response code.
+
+    Raises:
+        UsageError: it cannot; ``hint`` is the advice.
+        TctiInvalidError: as `relay_tcti`.
+    """
+    import subprocess  # noqa: PLC0415 - for development only
+
+    program = shlex.split(relay_tcti(_NO_TPM, options=[*options, "--check"]).removeprefix(_START))
+    done = subprocess.run(program, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_CHECK_TIME)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise UsageError(said.removeprefix("tpm-mtls relay: "), hint=hint)
+
+
 def tpm_behind(tcti: str) -> str:
     """Where the TPM is, for a string that `relay_tcti` made; any other ``tcti`` as it is. For a person to read."""
-    scheme, _, command = tcti.partition(":exec ")
-    if scheme != "cmd":
+    if not tcti.startswith(_START):
         return tcti
     try:
-        words = shlex.split(command)
+        words = shlex.split(tcti.removeprefix(_START))
     except ValueError:
         return tcti
     is_relay = words[1:3] == _ISOLATED and len(words) > 5 and Path(words[3]).name == _PACKAGE  # noqa: PLR2004 - the --tcti
@@ -107,6 +125,8 @@ def key_tcti(tcti: str | None, folders: Sequence[Path], *, relay: str | None = N
     use = relay_use(relay, configuration)
     needed = use == "always" or (use == "auto" and any(map(_may_have_policies, folders)))
     options = ["--latency-model", configuration.latency_model] if configuration.latency_model else []
+    if options:
+        check_options(options, hint="set another latency_model in the configuration file, or none")
     if not needed:
         return relay_tcti(where, options=["--pass-through", *options]) if options else where
     return relay_tcti(where, policies=folders, options=options)

@@ -25,7 +25,7 @@ def test_all_settings(tmp_path: Path) -> None:
 
 
 def test_a_latency_model_in_a_file_is_relative_to_the_configuration(tmp_path: Path) -> None:
-    assert load('latency_model = "./chip.toml"', tmp_path).latency_model == str(tmp_path / "chip.toml")
+    assert load('latency_model = "chip.toml"', tmp_path).latency_model == str(tmp_path / "chip.toml")
     assert load('latency_model = "/etc/chip.toml"', tmp_path).latency_model == "/etc/chip.toml"
 
 

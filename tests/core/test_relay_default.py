@@ -99,6 +99,10 @@ def test_a_latency_model_slows_every_key_down_and_changes_no_command_of_a_plain_
     plain = key_tcti(None, [tmp_path])
     assert plain == relay_tcti(TPM, options=["--pass-through", "--latency-model", "slb9670"])
     assert key_tcti(None, [bound]) == relay_tcti(TPM, policies=[bound], options=["--latency-model", "slb9670"])
+    path.write_text('latency_model = "slb96700"')
+    with pytest.raises(UsageError, match="slb96700") as refused:
+        key_tcti(TPM, [tmp_path])
+    assert "latency_model" in refused.value.hint
 
 
 def test_a_folder_that_cannot_be_listed_has_no_policies(tmp_path: Path) -> None:

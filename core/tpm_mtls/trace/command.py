@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from tpm_mtls.errors import UsageError
 from tpm_mtls.files import refuse_existing, storage_error, storage_errors
-from tpm_mtls.relay import relay_tcti, tpm_behind
+from tpm_mtls.relay import check_options, relay_tcti, tpm_behind
 from tpm_mtls.tcti import ENVIRONMENT, resolve_tcti
 from tpm_mtls.trace.presentation import JsonLines, TextLines
 from tpm_mtls.trace.records import Summary, parse_record
@@ -31,7 +29,6 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit statuses of POSIX shells: there is no such program; it cannot be run."""
 
 _NO_TPM = "none"  # tpm2-tools: work without one
-_CHECK_TIME = 30  # seconds; it takes 0.05
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def run(request: Request) -> int:
     options = _options(request)
     places = _places(request.tcti)
     if options:
-        _check(options)
+        check_options(options, hint="see tpm-mtls trace --help")
     with _output(request.out) as out:
         lines = JsonLines() if request.as_json else TextLines(color=_takes_color(out))
         show = _Show(out, lines)
@@ -150,19 +147,6 @@ def _places(tcti: str | None) -> dict[str, str]:
     if tcti is not None:
         return dict.fromkeys(VARIABLES, resolved)
     return {name: resolved if name == ENVIRONMENT else os.environ.get(name) or resolved for name in VARIABLES}
-
-
-def _check(options: Sequence[str]) -> None:
-    """Lets a relay open the files: later it can only say a response code.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    program = shlex.split(relay_tcti(_NO_TPM, options=[*options, "--check"]).removeprefix("cmd:exec "))
-    done = subprocess.run(program, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_CHECK_TIME)
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise UsageError(said.removeprefix("tpm-mtls relay: "), hint="see tpm-mtls trace --help")
 
 
 @contextlib.contextmanager
