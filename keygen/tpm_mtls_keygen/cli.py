@@ -213,15 +213,16 @@ def show(
 
 
 @keygen.command("list", epilog="Example: tpm-mtls keygen list --json")
+@state_dir_option
 @tcti_option
 @json_option
-def list_(*, tcti: str | None, as_json: bool) -> None:
+def list_(*, state_dir: Path, tcti: str | None, as_json: bool) -> None:
     """List everything that is persistent in the TPM: whose it is, or what it is for."""
     from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls_keygen.describe import list_objects  # noqa: PLC0415 - the same
 
     with open_tpm(tcti) as tpm:
-        found = list_objects(tpm)
+        found = list_objects(tpm, beside=state_dir)
     if as_json:
         answer({"objects": [each.as_dict() for each in found]}, "", as_json=True)
         return

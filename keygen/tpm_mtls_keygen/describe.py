@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from tpm_mtls.errors import HandleNotFoundError
+from tpm_mtls.errors import CredentialError, HandleNotFoundError
 from tpm_mtls.key_reference import PersistentHandle
 from tpm_mtls.policy.files import find_policy
 from tpm_mtls.policy.words import in_words
@@ -134,10 +134,10 @@ def describe_endorsement(tpm: Tpm) -> dict[str, Any]:
     }
 
 
-def list_objects(tpm: Tpm) -> list[KeyDescription]:
-    """All persistent objects, of every hierarchy (one command, and one for each object)."""
+def list_objects(tpm: Tpm, *, beside: Path | None = None) -> list[KeyDescription]:
+    """All persistent objects, of every hierarchy (one command, and one for each object); policies are in ``beside``."""
     found = [tpm.read_public(handle) for handle in tpm.persistent_handles()]
-    return [_describe_object(each, found) for each in found]
+    return [_describe_object(each, found, policies=[beside] if beside else []) for each in found]
 
 
 def _describe_object(
@@ -163,7 +163,6 @@ def _describe(
     description: str | None = None,
     policies: Sequence[Path] = (),
 ) -> KeyDescription:
-    document = find_policy(public.name, policies) if public.policy else None
     return KeyDescription(
         key=key,
         role=role,
@@ -177,8 +176,16 @@ def _describe(
         born_inside=public.was_born_inside,
         public_key=_pem(public),
         description=description,
-        must_hold=in_words(document.policy) if document else None,
+        must_hold=_must_hold(public, policies),
     )
+
+
+def _must_hold(public: PublicArea, policies: Sequence[Path]) -> str | None:
+    try:
+        document = find_policy(public.name, policies) if public.policy else None
+    except CredentialError as error:
+        return f"unknown: {error}"
+    return in_words(document.policy) if document else None
 
 
 def _role(public: PublicArea, handle: int | None = None) -> str:

@@ -30,5 +30,6 @@ def print_objects(objects: Sequence[KeyDescription]) -> None:
     table.add_column("attributes")
     for each in objects:
         handle = each.key.removeprefix("handle:")
-        table.add_row(handle, each.role, each.algorithm, each.parent or "-", " ".join(each.attributes))
+        role = f"{each.role}, with a policy" if each.role == "TLS key" and each.policy else each.role
+        table.add_row(handle, role, each.algorithm, each.parent or "-", " ".join(each.attributes))
     console.print(table)
