@@ -58,7 +58,7 @@ def request_counts(stage: Stage, sessions: dict[str, Programs], versions: Sequen
             ready, each = count(stage, sessions[algorithm], name, version=version, runtime=runtime)
             rows.append((algorithm, version.replace("TLSv1_", "TLS 1."), title, shown(ready), shown(each)))
     head = ("key", "", "program", "until the context is ready", "a request")
-    return Table("TPM commands of a client with a persistent key (the bound one is a file)", _NOTE, head, tuple(rows))
+    return Table("TPM commands of a client with a persistent key", _NOTE, head, tuple(rows))
 
 
 def key_counts(folder: Path) -> Table:

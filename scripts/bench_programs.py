@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,9 +121,12 @@ class STime:
         if threads != 1:
             raise ValueError("openssl s_time has one thread")
         turn = Turn()
-        with subprocess.Popen(
-            self._command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
-        ) as process:
+        with (
+            tempfile.TemporaryFile() as said,  # more than fits into a pipe
+            subprocess.Popen(
+                self._command, env=self._environment, stdout=subprocess.PIPE, stderr=said, bufsize=0
+            ) as process,
+        ):
             if process.stdout is None:
                 raise RuntimeError("openssl s_time has no stdout")
             last = None
@@ -131,8 +135,9 @@ class STime:
                 if last is not None:
                     turn.each += [(moment - last) * 1e6 / made] * made if made else []
                 last = moment
-        if process.returncode != 0 or not turn.each:
-            raise RuntimeError(f"openssl s_time failed: {self._command!r}")
+            if process.wait() != 0 or not turn.each:
+                said.seek(0)
+                raise RuntimeError(f"openssl s_time failed: {said.read()[-2000:]!r}")
         turn.total = sum(turn.each)
         return turn
 

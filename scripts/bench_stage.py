@@ -42,7 +42,7 @@ class Keys:
     Attributes:
         handle: a persistent one.
         file: one in a TSS2 PEM file.
-        bound: one that the TPM uses only while a PCR is as it is.
+        bound: a persistent one that the TPM uses only while a PCR is as it is.
     """
 
     handle: tuple[str, Path]
@@ -75,9 +75,13 @@ class Stage:
     def keys(self, algorithm: str) -> Keys:
         """The TPM's keys of ``algorithm``, made when they are first asked for."""
         if algorithm not in self._keys:
-            bound = make_bound_key(self.tpm, self._bound, pcr_policy(), algorithm=algorithm, name=algorithm)
+            handle = _HANDLES[algorithm]
+            # persistent, too: a TPM has three slots for others, and needs one of them to use a persistent key
+            bound = make_bound_key(
+                self.tpm, self._bound, pcr_policy(), algorithm=algorithm, name=algorithm, handle=handle + 0x10
+            )
             self._keys[algorithm] = Keys(
-                handle=self._certified(make_key(self.tpm, self.folder, algorithm, handle=_HANDLES[algorithm])),
+                handle=self._certified(make_key(self.tpm, self.folder, algorithm, handle=handle)),
                 file=self._certified(make_key(self.tpm, self.folder, algorithm)),
                 bound=self._certified(bound),
             )
