@@ -8,17 +8,8 @@ from __future__ import annotations
 import hashlib
 
 from tpm_mtls_relay.commands import POLICY_AUTH_VALUE, POLICY_AUTHORIZE, POLICY_NV, POLICY_OR, POLICY_PCR
-from tpm_mtls_relay.policy_file import (
-    BANKS,
-    NAME_ALGORITHMS,
-    Assertion,
-    AuthValue,
-    Nv,
-    Or,
-    Pcr,
-    PolicyFileError,
-    SignedPolicy,
-)
+from tpm_mtls_relay.policy_fields import PolicyFileError
+from tpm_mtls_relay.policy_file import BANKS, NAME_ALGORITHMS, Assertion, AuthValue, Nv, Or, Pcr, SignedPolicy
 
 NV_COMPARISON = b"\x00\x00\x00\x09"
 """Offset 0, and TPM_EO_UNSIGNED_LE: the unsigned number in the NV index is at most the operand (part 2, table 22)."""

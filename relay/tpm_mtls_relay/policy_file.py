@@ -23,16 +23,21 @@ holds no ``authorize``. Nothing here is trusted: the TPM alone decides, and a wr
 
 from __future__ import annotations
 
-from tpm_mtls_relay.errors import POLICY_DAMAGED, RelayError
+from tpm_mtls_relay.policy_fields import (
+    PolicyFileError,
+    bytes_of,
+    document,
+    elements_of,
+    fields_of,
+    integer_of,
+    text_of,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    JsonObject = dict[str, object]
-
-SIZE_LIMIT = 65536
-"""Bytes of a file; one with 64 PCR states has 20,000."""
+    from tpm_mtls_relay.policy_fields import JsonObject
 
 NESTING_LIMIT = 4
 """An ``or`` within an ``or`` …; two levels make 64 states."""
@@ -41,7 +46,7 @@ LIST_LIMIT = 16
 """Assertions in a list."""
 
 PCR_LIMIT = 24
-"""PCRs 0 to 23: PC Client Platform TPM Profile 1.06, 4.7."""
+"""PCRs 0 to 23: PC Client Platform TPM Profile 1.05, 4.6."""
 
 BANKS = {
     "sha1": (0x0004, 20),
@@ -58,19 +63,10 @@ BANKS = {
 NAME_ALGORITHMS = {0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512"}
 """Of keys and NV indices; their digests make Names and policies."""
 
-_HEXADECIMAL = "0123456789abcdef"
 _NV_INDICES = range(0x01000000, 0x02000000)
 _POLICY_REF_LIMIT = 64
 _PUBLIC_LIMIT = 1024
-_TEXT_LIMIT = 1024
 _BRANCHES = range(2, 9)  # TPM2_PolicyOR takes 2 to 8: TPM 2.0 Library part 3 rev 1.59, 23.6.1
-
-
-class PolicyFileError(RelayError):
-    """The file is not what this module's text says."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(f"a policy file is damaged: {message}", POLICY_DAMAGED)
 
 
 class Pcr:
@@ -139,11 +135,11 @@ class SignedPolicy:
 
     def __init__(self, fields: JsonObject) -> None:
         self.signer_name = _name(fields["signer"])
-        self.policy_ref = _hex(fields["policy_ref"], limit=_POLICY_REF_LIMIT)
-        self.version = _integer(fields["version"], limit=1 << 64)
+        self.policy_ref = bytes_of(fields["policy_ref"], limit=_POLICY_REF_LIMIT)
+        self.version = integer_of(fields["version"], limit=1 << 64)
         self.policy = _assertions(fields["policy"], nesting=0, signed=True)
-        self.digest = _hex(fields["digest"], limit=_POLICY_REF_LIMIT)
-        self.signature = _hex(fields["signature"], limit=_PUBLIC_LIMIT)
+        self.digest = bytes_of(fields["digest"], limit=_POLICY_REF_LIMIT)
+        self.signature = bytes_of(fields["signature"], limit=_PUBLIC_LIMIT)
 
 
 def parse_key_policy(data: bytes) -> tuple[bytes, tuple[Assertion, ...]]:
@@ -152,7 +148,7 @@ def parse_key_policy(data: bytes) -> tuple[bytes, tuple[Assertion, ...]]:
     Raises:
         PolicyFileError: it is none.
     """
-    fields = _document(data, ("format", "name", "policy"))
+    fields = document(data, ("format", "name", "policy"))
     return _name(fields["name"]), _assertions(fields["policy"], nesting=0, signed=False)
 
 
@@ -163,74 +159,13 @@ def parse_signed_policy(data: bytes) -> SignedPolicy:
         PolicyFileError: it is none.
     """
     required = ("format", "signer", "policy_ref", "version", "policy", "digest", "signature")
-    fields = _document(data, required, ("description",))
-    _text(fields.get("description", ""))
+    fields = document(data, required, ("description",))
+    text_of(fields.get("description", ""))
     return SignedPolicy(fields)
 
 
-def _document(data: bytes, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> JsonObject:
-    import json  # noqa: PLC0415 - 4 ms, and most keys have no policy
-
-    if len(data) > SIZE_LIMIT:
-        raise PolicyFileError(f"more than {SIZE_LIMIT} bytes")
-    try:
-        # a loop in C, so that an object with the same field twice is not the last one's
-        document = json.loads(data.decode(), object_pairs_hook=_object, parse_float=_refuse, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise PolicyFileError(f"no JSON ({error})") from error
-    fields = _fields(document, required, optional)
-    if _integer(fields["format"], limit=1 << 16) != 1:
-        raise PolicyFileError("a format that this version does not know")
-    return fields
-
-
-def _refuse(text: str) -> object:
-    raise PolicyFileError(f"the number {text[:20]}")
-
-
-def _object(pairs: list[tuple[str, object]]) -> JsonObject:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise PolicyFileError("a field occurs twice")
-    return fields
-
-
-def _fields(value: object, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> JsonObject:
-    if not isinstance(value, dict):
-        raise PolicyFileError("an object is missing")
-    missing = set(required) - set(value)
-    unknown = set(value) - set(required) - set(optional)
-    if missing or unknown:
-        raise PolicyFileError(f"fields {sorted(missing)} are missing, {sorted(unknown)} unknown")
-    return value
-
-
-def _list(value: object) -> list[object]:
-    if not isinstance(value, list) or not value:
-        raise PolicyFileError("a list is missing or empty")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or len(value) > _TEXT_LIMIT:
-        raise PolicyFileError("a text is missing or too long")
-    return value
-
-
-def _integer(value: object, *, limit: int) -> int:
-    if type(value) is not int or not 0 <= value < limit:  # a bool is an int, too
-        raise PolicyFileError("a number is missing or out of its range")
-    return value
-
-
-def _hex(value: object, *, limit: int) -> bytes:
-    if not isinstance(value, str) or len(value) > 2 * limit or len(value) % 2 or value.strip(_HEXADECIMAL):
-        raise PolicyFileError("hexadecimal digits are missing, wrong or too many")
-    return bytes.fromhex(value)
-
-
 def _name(value: object) -> bytes:
-    name = _hex(value, limit=66)
+    name = bytes_of(value, limit=66)
     algorithm = NAME_ALGORITHMS.get(int.from_bytes(name[:2], "big"))
     if algorithm is None or len(name) != 2 + BANKS[algorithm][1]:
         raise PolicyFileError("something is no Name with a digest that this version knows")
@@ -238,7 +173,7 @@ def _name(value: object) -> bytes:
 
 
 def _assertions(value: object, *, nesting: int, signed: bool) -> tuple[Assertion, ...]:
-    elements = _list(value)
+    elements = elements_of(value)
     if len(elements) > LIST_LIMIT or nesting > NESTING_LIMIT:
         raise PolicyFileError("too many assertions, or too deep")
     assertions = tuple(_assertion(element, nesting=nesting, signed=signed) for element in elements)
@@ -250,7 +185,7 @@ def _assertions(value: object, *, nesting: int, signed: bool) -> tuple[Assertion
 def _assertion(value: object, *, nesting: int, signed: bool) -> Assertion:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind == "or":
-        branches = _list(_fields(value, ("type", "branches"))["branches"])
+        branches = elements_of(fields_of(value, ("type", "branches"))["branches"])
         if len(branches) not in _BRANCHES:
             raise PolicyFileError(f"{len(branches)} branches")
         return Or(tuple(_assertions(branch, nesting=nesting + 1, signed=signed) for branch in branches))
@@ -263,43 +198,43 @@ def _assertion(value: object, *, nesting: int, signed: bool) -> Assertion:
 
 
 def _pcr(value: object) -> Pcr:
-    fields = _fields(value, ("type", "bank", "pcrs", "digest"), ("values", "recorded"))
-    bank = _text(fields["bank"])
+    fields = fields_of(value, ("type", "bank", "pcrs", "digest"), ("values", "recorded"))
+    bank = text_of(fields["bank"])
     if bank not in BANKS:
         raise PolicyFileError(f"bank {bank[:20]} is unknown")
-    pcrs = tuple(_integer(pcr, limit=PCR_LIMIT) for pcr in _list(fields["pcrs"]))
+    pcrs = tuple(integer_of(pcr, limit=PCR_LIMIT) for pcr in elements_of(fields["pcrs"]))
     if list(pcrs) != sorted(set(pcrs)):
         raise PolicyFileError("the PCRs do not ascend")
     if "values" in fields:
-        values = _fields(fields["values"], tuple(str(pcr) for pcr in pcrs))
-        if any(len(_hex(each, limit=64)) != BANKS[bank][1] for each in values.values()):
+        values = fields_of(fields["values"], tuple(str(pcr) for pcr in pcrs))
+        if any(len(bytes_of(each, limit=64)) != BANKS[bank][1] for each in values.values()):
             raise PolicyFileError("a PCR's value has not its bank's size")
-    _text(fields.get("recorded", ""))
-    return Pcr(bank, pcrs, _hex(fields["digest"], limit=64))
+    text_of(fields.get("recorded", ""))
+    return Pcr(bank, pcrs, bytes_of(fields["digest"], limit=64))
 
 
 def _auth_value(value: object) -> AuthValue:
-    _fields(value, ("type",))
+    fields_of(value, ("type",))
     return AuthValue()
 
 
 def _nv(value: object) -> Nv:
-    fields = _fields(value, ("type", "index", "name", "operation", "operand"))
-    index = _text(fields["index"])
-    number = int.from_bytes(_hex(index.removeprefix("0x"), limit=4), "big")
+    fields = fields_of(value, ("type", "index", "name", "operation", "operand"))
+    index = text_of(fields["index"])
+    number = int.from_bytes(bytes_of(index.removeprefix("0x"), limit=4), "big")
     if index != f"0x{number:08x}" or number not in _NV_INDICES:
         raise PolicyFileError(f"{index[:20]} is no NV index")
-    operand = _hex(fields["operand"], limit=8)
+    operand = bytes_of(fields["operand"], limit=8)
     if fields["operation"] != "unsigned-le" or len(operand) != 8:  # noqa: PLR2004 - bytes of a counter
         raise PolicyFileError("a comparison that this version does not know")
     return Nv(number, _name(fields["name"]), operand)
 
 
 def _authorize(value: object) -> Authorize:
-    fields = _fields(value, ("type", "signer", "policy_ref"))
-    signer = _fields(fields["signer"], ("public", "name"))
-    public = _hex(signer["public"], limit=_PUBLIC_LIMIT)
-    return Authorize(public, _name(signer["name"]), _hex(fields["policy_ref"], limit=_POLICY_REF_LIMIT))
+    fields = fields_of(value, ("type", "signer", "policy_ref"))
+    signer = fields_of(fields["signer"], ("public", "name"))
+    public = bytes_of(signer["public"], limit=_PUBLIC_LIMIT)
+    return Authorize(public, _name(signer["name"]), bytes_of(fields["policy_ref"], limit=_POLICY_REF_LIMIT))
 
 
 _READERS: dict[str, Callable[[object], Assertion]] = {

@@ -6,15 +6,8 @@ import os
 import stat
 
 from tpm_mtls_relay.errors import RelayError
-from tpm_mtls_relay.policy_file import (
-    SIZE_LIMIT,
-    Assertion,
-    Authorize,
-    PolicyFileError,
-    SignedPolicy,
-    parse_key_policy,
-    parse_signed_policy,
-)
+from tpm_mtls_relay.policy_fields import SIZE_LIMIT, PolicyFileError
+from tpm_mtls_relay.policy_file import Assertion, Authorize, SignedPolicy, parse_key_policy, parse_signed_policy
 
 KEY_SUFFIX = ".policy.json"
 SIGNED_SUFFIX = ".signed-policy.json"

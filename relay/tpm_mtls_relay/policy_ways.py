@@ -6,11 +6,12 @@ import hmac
 
 from tpm_mtls_relay.errors import POLICY_MISSING, POLICY_NOT_THE_KEYS, POLICY_UNSIGNED, RelayError
 from tpm_mtls_relay.policy_digest import name_algorithm, name_of, policy_digest
-from tpm_mtls_relay.policy_file import Authorize, PolicyFileError, SignedPolicy
+from tpm_mtls_relay.policy_fields import PolicyFileError
 from tpm_mtls_relay.policy_paths import paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from tpm_mtls_relay.policy_file import Authorize, SignedPolicy
     from tpm_mtls_relay.policy_folders import PolicyFolders
     from tpm_mtls_relay.policy_paths import Path
     from tpm_mtls_relay.public_area import PublicArea

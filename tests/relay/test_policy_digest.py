@@ -9,7 +9,8 @@ import pytest
 
 from support.relay_policies import PolicyWorkshop
 from tpm_mtls_relay.policy_digest import approval_digest, name_of, policy_digest
-from tpm_mtls_relay.policy_file import PolicyFileError, parse_key_policy, parse_signed_policy
+from tpm_mtls_relay.policy_fields import PolicyFileError
+from tpm_mtls_relay.policy_file import parse_key_policy, parse_signed_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable

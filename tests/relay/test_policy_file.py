@@ -11,17 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpm_mtls_relay.errors import POLICY_DAMAGED
-from tpm_mtls_relay.policy_file import (
-    SIZE_LIMIT,
-    Authorize,
-    AuthValue,
-    Nv,
-    Or,
-    Pcr,
-    PolicyFileError,
-    parse_key_policy,
-    parse_signed_policy,
-)
+from tpm_mtls_relay.policy_fields import SIZE_LIMIT, PolicyFileError
+from tpm_mtls_relay.policy_file import Authorize, AuthValue, Nv, Or, Pcr, parse_key_policy, parse_signed_policy
 
 NAME = "000b" + "ab" * 32
 PCR = {

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tpm_mtls_relay.policy_file import SIZE_LIMIT, Authorize, PolicyFileError
+from tpm_mtls_relay.policy_fields import SIZE_LIMIT, PolicyFileError
+from tpm_mtls_relay.policy_file import Authorize
 from tpm_mtls_relay.policy_folders import FILES_LIMIT, SIGNED_LIMIT, PolicyFolders
 
 if TYPE_CHECKING:
