@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from support.shortcuts import TappedShortcuts, shortcuts_before
 from support.tpm_commands import (
     ECDSA,
     NULL,
+    NULL_TICKET,
     OWNER,
     SRK,
     DirectTpm,
@@ -33,11 +35,14 @@ from support.tpm_commands import (
     with_password,
 )
 from support.tpm_keys import TpmKey, make_key
+from support.tpm_trace import CommandTrace
+from tpm_mtls.relay import relay_tcti
 from tpm_mtls_relay import commands
 from tpm_mtls_relay.aliases import TRUST
-from tpm_mtls_relay.errors import KeyGoneError
+from tpm_mtls_relay.errors import KeyGoneError, MalformedCommandError
 from tpm_mtls_relay.persistent_keys import ABSENT_FOR, SEARCHED, name_if_interchangeable
 from tpm_mtls_relay.public_area import PublicArea
+from tpm_mtls_relay.responses import refused, success, success_with_password
 from tpm_mtls_relay.virtual_handles import FIRST
 from tpm_mtls_relay.wire import HEADER, SESSIONS, code_of, simple_command, tag_of
 
@@ -414,3 +419,72 @@ def test_making_a_key_persistent_through_the_relay_is_noticed(tpm: SimulatedTpm,
         assert code_of(layers(command)) == 0
     with shortcuts_before(tpm, folder=private) as layers:
         assert "LOAD" not in layers.sent_for(load(tmp_path, NAME))
+
+
+def test_a_command_that_is_too_short_is_the_tpms_to_refuse(layers: TappedShortcuts, tmp_path: Path) -> None:
+    layers(load(tmp_path, NAME))
+    for code in (commands.FLUSH_CONTEXT, commands.SIGN):
+        short = HEADER.pack(0x8001, HEADER.size + 2, code) + b"\0\0"
+        with contextlib.suppress(MalformedCommandError):
+            assert code_of(layers(short)) != 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        refused(0x922),  # TPM_RC_RETRY, once too often
+        success(b"\0"),
+        success(bytes.fromhex("00 00000001 00000003 81000100")),
+        success_with_password(bytes(9)),
+    ],
+)
+def test_a_tpm_that_does_not_list_its_keys_gets_the_load(
+    layers: TappedShortcuts, key: TpmKey, tmp_path: Path, answer: bytes
+) -> None:
+    layers.lies[commands.GET_CAPABILITY] = answer
+    handle = handle_in(layers(load(tmp_path, NAME)))
+    assert layers.sent[-1] == "LOAD"
+    verify(layers(sign(handle, DIGEST, ECDSA)), key)
+
+
+@pytest.mark.parametrize("answer", [refused(0x922), success(b"\0"), success(b"\0\x10" + bytes(40))])
+def test_a_tpm_that_does_not_describe_a_key_gets_the_load(
+    layers: TappedShortcuts, key: TpmKey, tmp_path: Path, answer: bytes
+) -> None:
+    layers.lies[commands.READ_PUBLIC] = answer
+    handle = handle_in(layers(load(tmp_path, NAME)))
+    assert layers.sent[-1] == "LOAD"
+    verify(layers(sign(handle, DIGEST, ECDSA)), key)
+
+
+def test_a_program_with_hmac_sessions_uses_aliases_and_sequences_as_ever(
+    tpm: SimulatedTpm, key: TpmKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session's HMAC is over the key's Name, which is the same, not over its handle."""
+    from tpm2_pytss import ESAPI, ESYS_TR, TPM2_ALG, TPM2_CAP, TPM2_SE, TPM2B_PRIVATE, TPM2B_PUBLIC, TPMT_SYM_DEF
+    from tpm2_pytss.types import TPM2B_DIGEST, TPMT_SIG_SCHEME, TPMT_TK_HASHCHECK
+
+    private = TPM2B_PRIVATE.unmarshal((tmp_path / f"{NAME}.priv").read_bytes())[0]
+    public = TPM2B_PUBLIC.unmarshal((tmp_path / f"{NAME}.pub").read_bytes())[0]
+    trace = CommandTrace(tpm, tmp_path, monkeypatch)
+    with ESAPI(relay_tcti(trace.tcti)) as ectx:
+        ectx.get_capability(TPM2_CAP.ALGS, 0, 100)
+        loaded = ectx.load(ectx.tr_from_tpmpublic(SRK), private, public)
+        symmetric = TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL)
+        session = ectx.start_auth_session(ESYS_TR.NONE, ESYS_TR.NONE, TPM2_SE.HMAC, symmetric, TPM2_ALG.SHA256)
+        sequence = ectx.hash_sequence_start(None, TPM2_ALG.SHA256)
+        ectx.sequence_update(sequence, b"message", session1=session)
+        digest, _ = ectx.sequence_complete(sequence, None, session1=session)
+        assert bytes(digest) == DIGEST
+        ticket = TPMT_TK_HASHCHECK.unmarshal(NULL_TICKET)[0]
+        scheme = TPMT_SIG_SCHEME(scheme=TPM2_ALG.ECDSA)
+        scheme.details.any.hashAlg = TPM2_ALG.SHA256
+        signature = ectx.sign(loaded, TPM2B_DIGEST(DIGEST), scheme, ticket, session1=session)
+        ectx.flush_context(session)
+        ectx.flush_context(loaded)
+    assert "Load" not in trace.commands()
+    assert {"HashSequenceStart", "SequenceUpdate", "SequenceComplete", "Sign"} < set(trace.commands())
+    ecdsa = signature.signature.ecdsa
+    r, s = (int.from_bytes(bytes(part), "big") for part in (ecdsa.signatureR, ecdsa.signatureS))
+    assert isinstance(key.public_key, ec.EllipticCurvePublicKey)
+    key.public_key.verify(utils.encode_dss_signature(r, s), b"message", ec.ECDSA(hashes.SHA256()))

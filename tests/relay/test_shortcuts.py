@@ -26,6 +26,7 @@ from support.tpm_commands import (
     parameters_in,
     read_public,
     sign,
+    start_sequence,
 )
 from support.tpm_keys import make_key
 from tpm_mtls.relay import relay_tcti
@@ -33,6 +34,7 @@ from tpm_mtls_relay import commands
 from tpm_mtls_relay.errors import RelayError
 from tpm_mtls_relay.objects import Objects
 from tpm_mtls_relay.repeats import PATIENCE
+from tpm_mtls_relay.responses import success
 from tpm_mtls_relay.service import QUIET
 from tpm_mtls_relay.virtual_handles import VirtualHandles
 from tpm_mtls_relay.wire import HEADER, code_of, simple_command
@@ -252,3 +254,10 @@ def test_tools_hash_with_a_ticket_and_sign_with_a_restricted_key(tpm: SimulatedT
     assert tool("tpm2_getcap", "properties-variable")
     assert tool("tpm2_getcap", "handles-transient") == ""
     tpm.flush()
+
+
+def test_a_success_that_is_cut_off_is_the_programs_to_judge(layers: TappedShortcuts, tmp_path: Path) -> None:
+    for code, command in ((commands.LOAD, load(tmp_path, RSA)), (commands.GET_CAPABILITY, TRANSIENT)):
+        layers(start_sequence())
+        layers.lies[code] = success()
+        assert layers(command) == success()
