@@ -64,9 +64,7 @@ class Service:
         """To be called by a signal's handler: a command that the TPM has begun is finished first."""
         self._ending = True
         if self._waiting:
-            self._waiting = (
-                False  # only once: libtss2 and the kernel may both send a signal, and the layers are closed then
-            )
+            self._waiting = False  # only once: libtss2 and the kernel may both send a signal
             raise _EndedError
 
     def _is_quiet(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tpm_mtls_relay import commands
-from tpm_mtls_relay.errors import KeyGoneError, TransportError, UnreadableError
+from tpm_mtls_relay.errors import KeyGoneError, RelayError, UnreadableError
 from tpm_mtls_relay.loading import expected, is_encrypted, loaded_key, loads, response_parameters
 from tpm_mtls_relay.objects import Objects, is_session, is_transient
 from tpm_mtls_relay.public_area import PublicArea
@@ -70,7 +70,7 @@ class Tracking:
                 self._below(flush(handle))
             except KeyGoneError:
                 continue
-            except TransportError:
+            except RelayError:
                 return
             self.objects.forget(handle)
         if self._ledger is not None:

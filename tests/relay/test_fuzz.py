@@ -77,6 +77,7 @@ class Nonsense:
 answers = st.lists(st.one_of(responses, st.binary(max_size=40), st.just(RelayError("broken", 0xBF902))), max_size=12)
 
 
+@settings(deadline=None)
 @given(
     stream=st.one_of(st.binary(max_size=200), st.lists(requests, max_size=4).map(b"".join)), more=st.binary(max_size=9)
 )
@@ -96,6 +97,7 @@ def test_whatever_a_program_writes_it_gets_well_framed_responses(stream: bytes, 
         os.close(descriptor)
 
 
+@settings(deadline=None)
 @given(message=requests, response=responses)
 def test_parsers_of_messages_raise_nothing_else(message: bytes, response: bytes) -> None:
     sessions_of(message)
@@ -113,6 +115,7 @@ def test_parsers_of_messages_raise_nothing_else(message: bytes, response: bytes)
             parse()
 
 
+@settings(deadline=None)
 @given(programs=st.lists(requests, max_size=6), tpm=answers)
 def test_tracking_passes_on_whatever_the_tpm_answers(programs: list[bytes], tpm: list[bytes | RelayError]) -> None:
     tracking = Tracking(Nonsense(tpm))
@@ -126,7 +129,7 @@ def test_tracking_passes_on_whatever_the_tpm_answers(programs: list[bytes], tpm:
     tracking.close()
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(programs=st.lists(requests, min_size=1, max_size=6), tpm=answers)
 def test_all_layers_together_raise_nothing_else(programs: list[bytes], tpm: list[bytes | RelayError]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -152,6 +155,7 @@ def _is_busy(answer: bytes | RelayError) -> bool:
     return isinstance(answer, bytes) and answer[6:10] in {bytes.fromhex("00000922"), bytes.fromhex("000b0009")}
 
 
+@settings(deadline=None)
 @given(
     content=st.one_of(
         st.binary(max_size=3000),
@@ -176,6 +180,7 @@ def test_a_ledger_may_hold_anything(content: bytes, tpm: list[bytes | RelayError
             assert files(folder, "swtpm:") == []
 
 
+@settings(deadline=None)
 @given(
     arguments=st.lists(
         st.one_of(st.sampled_from(["--tcti", "--policies", "--check", "--time-limit"]), st.text()), max_size=6

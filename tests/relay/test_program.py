@@ -225,7 +225,7 @@ def test_the_end_of_the_thread_that_started_it_is_not_the_programs_end(tpm: Simu
     relay.wait()
 
 
-def test_the_programs_death_ends_it_even_if_somebody_else_holds_its_pipes(tpm: SimulatedTpm, tmp_path: Path) -> None:
+def test_the_programs_death_ends_it_even_if_somebody_else_holds_its_pipes(tpm: SimulatedTpm) -> None:
     script = """
 import ctypes, os, subprocess, sys
 reading, writing = os.pipe()

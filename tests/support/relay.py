@@ -47,7 +47,7 @@ class RelayProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            preexec_fn=preexec,
+            preexec_fn=preexec,  # noqa: PLW1509 - one call of prctl, as libtss2 makes it
         )
 
     @property
