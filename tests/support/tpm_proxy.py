@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 _HEADER = struct.Struct(">HII")  # tag, size, command or response code: TPM 2.0 Library part 1, 18.1
 _NO_SESSIONS = 0x8001
+
+HOLD_LIMIT = 10.0  # seconds; only a broken test waits so long
+_HELD, _RELEASED = "proxy-held", "proxy-released"
 
 
 class TpmProxy:
@@ -46,12 +50,48 @@ class TpmProxy:
         """
         self._add(command, {"signal": int(number), "skip": skip})
 
+    def hold(self, command: int, *, skip: int = 0) -> HeldCommands:
+        """Keeps the answers to ``command`` back until they are released, or `HOLD_LIMIT` is over.
+
+        Args:
+            command: its TPM_CC.
+            skip: how many of these commands pass before.
+        """
+        self._add(command, {"hold": 1, "skip": skip})
+        return HeldCommands(self._rules.parent)
+
     def _add(self, command: int, rule: dict[str, int]) -> None:
         rules = json.loads(self._rules.read_text())
         self._rules.write_text(json.dumps(rules | {str(command): rule}))
 
 
-def _main(port: int, rules: dict[str, dict[str, int]]) -> None:
+class HeldCommands:
+    """Whether the TPM proxy keeps an answer back, and until when."""
+
+    def __init__(self, folder: Path) -> None:
+        self._held, self._released = folder / _HELD, folder / _RELEASED
+
+    def seen(self) -> bool:
+        """Whether one was sent so far."""
+        return self._held.exists()
+
+    def released(self) -> bool:
+        """Whether they are no longer kept back."""
+        return self._released.exists()
+
+    def release(self) -> None:
+        """Gives the answers, and keeps no more back."""
+        self._released.touch()
+
+
+def _hold(folder: Path) -> None:
+    (folder / _HELD).touch()
+    deadline = time.monotonic() + HOLD_LIMIT
+    while not (folder / _RELEASED).exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _main(port: int, rules: dict[str, dict[str, int]], folder: Path) -> None:
     while True:
         header = sys.stdin.buffer.read(_HEADER.size)
         if len(header) < _HEADER.size:
@@ -67,6 +107,9 @@ def _main(port: int, rules: dict[str, dict[str, int]]) -> None:
             if rule["signal"] == signal.SIGKILL:
                 return
             del rules[str(code)]
+        elif "hold" in rule and rule["skip"] == 0:
+            response = _ask(port, command)
+            _hold(folder)
         else:
             if "skip" in rule:
                 rule["skip"] -= 1
@@ -84,4 +127,4 @@ def _ask(port: int, command: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()))
+    _main(int(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[2]).parent)
