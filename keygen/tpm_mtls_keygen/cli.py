@@ -16,6 +16,7 @@ from tpm_mtls.files import PUBLIC_FILE, make_folder, remove_file, write_atomic
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.key_reference import KeyFile, parse_handle, parse_key_reference
 from tpm_mtls.policy.files import policy_path
+from tpm_mtls.policy.options import policy_options
 from tpm_mtls_keygen.cli_common import (
     created,
     form_options,
@@ -23,11 +24,10 @@ from tpm_mtls_keygen.cli_common import (
     key_form,
     key_option,
     open_for_keys,
-    policy_options,
 )
 
 if TYPE_CHECKING:
-    from tpm_mtls_keygen.new_policy import NewPolicy
+    from tpm_mtls.policy.new_policy import NewPolicy
 
 _ENROLLMENT = ("first-boot", "renew", "status")
 _TRANSFER = ("import", "export")
@@ -100,8 +100,8 @@ def create(  # noqa: PLR0913 - one parameter per option
     With --pcrs, --pcr-values or --policy-signer the TPM uses it only while the machine has booted what was agreed on.
     The policy is written beside the key file, or for a handle into the identity folder: tpm-mtls policy show, check.
     """
+    from tpm_mtls.policy.new_policy import make_policy, read_wish  # noqa: PLC0415 - the same
     from tpm_mtls_keygen.keys import create_key  # noqa: PLC0415 - imports tpm2-pytss
-    from tpm_mtls_keygen.new_policy import make_policy, read_wish  # noqa: PLC0415 - the same
 
     form = key_form(out, handle)
     wish = read_wish(

@@ -14,7 +14,7 @@ from tpm_mtls.cli_options import answer, auth_option, json_option, progress, sta
 from tpm_mtls.errors import UsageError
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.key_reference import parse_handle
-from tpm_mtls_keygen.cli_common import policy_options
+from tpm_mtls.policy.options import policy_options
 from tpm_mtls_keygen.first_boot_folder import KeyPlace
 from tpm_mtls_keygen.service_manager import notify_status
 
@@ -116,9 +116,9 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
     on. What an operator signed must be in the identity folder before.
     """
     wish = replace(_wish(place, handle, algorithm), evidence=evidence, copy=not no_mirror, anew=new_identity)
+    from tpm_mtls.policy.new_policy import read_wish  # noqa: PLC0415 - the same
     from tpm_mtls_keygen.first_boot_run import run  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls_keygen.first_boot_settings import Settings, World  # noqa: PLC0415 - the same
-    from tpm_mtls_keygen.new_policy import read_wish  # noqa: PLC0415 - the same
     from tpm_mtls_keygen.patience import Patience  # noqa: PLC0415 - the same
 
     policy = read_wish(

@@ -19,6 +19,7 @@ from tpm_mtls.files import PRIVATE_FILE, make_folder, remove_file, storage_error
 from tpm_mtls.identity import CERTIFICATE, KEY, TRUST, IdentityRecord, save_record
 from tpm_mtls.key_reference import PersistentHandle
 from tpm_mtls.policy.files import policy_path
+from tpm_mtls.policy.new_policy import check_usable, make_policy
 from tpm_mtls.structures import Tss2Key
 from tpm_mtls.tls import trust_context
 from tpm_mtls.tpm import SRK_HANDLE, open_tpm
@@ -45,10 +46,10 @@ from tpm_mtls_keygen.first_boot_steps import (
     Record,
     Restore,
 )
+from tpm_mtls_keygen.identity_tcti import identity_tcti
 from tpm_mtls_keygen.install import complete, load_installation
 from tpm_mtls_keygen.issued import check_issued, find_attestation_certificate
 from tpm_mtls_keygen.keys import TpmKey, load_key
-from tpm_mtls_keygen.new_policy import check_usable, identity_tcti, make_policy
 from tpm_mtls_keygen.proof import Proof
 
 if TYPE_CHECKING:
@@ -57,10 +58,10 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from tpm_mtls.errors import TpmMtlsError
+    from tpm_mtls.policy.new_policy import NewPolicy
     from tpm_mtls.tpm import Tpm
     from tpm_mtls_keygen.evidence import Endorsement
     from tpm_mtls_keygen.first_boot_steps import KeyPlan, Step
-    from tpm_mtls_keygen.new_policy import NewPolicy
 
 
 def run(settings: Settings, world: World) -> Outcome:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tpm_mtls.authorization import Secret
     from tpm_mtls.identity import IdentityRecord
-    from tpm_mtls_keygen.new_policy import PolicyWish
+    from tpm_mtls.policy.new_policy import PolicyWish
 
 
 @dataclass(frozen=True)

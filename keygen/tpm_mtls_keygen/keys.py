@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tpm_mtls.authorization import Secret
+    from tpm_mtls.policy.new_policy import NewPolicy
     from tpm_mtls.tpm import LoadedKey, Tpm
-    from tpm_mtls_keygen.new_policy import NewPolicy
     from tpm_mtls_keygen.software_key import SoftwareKey
 
 FIRST_HANDLE = 0x81000100

@@ -19,6 +19,7 @@ from tpm_mtls.certificates import certificates_pem, load_certificates, parse_csr
 from tpm_mtls.errors import CertificateExpiredError, HandleOccupiedError, IdentityError
 from tpm_mtls.identity import CERTIFICATE, TRUST, load_identity
 from tpm_mtls.policy.files import find_policy
+from tpm_mtls.policy.new_policy import NewPolicy
 from tpm_mtls.structures import KeyAlgorithm, Tss2Key
 from tpm_mtls.tls import trust_context
 from tpm_mtls.tpm import SRK_HANDLE, open_tpm
@@ -30,10 +31,10 @@ from tpm_mtls_keygen.first_boot import check_enrolled
 from tpm_mtls_keygen.first_boot_folder import JOURNAL, locate, locked, remove_leftovers
 from tpm_mtls_keygen.first_boot_observe import ask_tpm, read_folder
 from tpm_mtls_keygen.first_boot_settings import Outcome, World
+from tpm_mtls_keygen.identity_tcti import identity_tcti
 from tpm_mtls_keygen.install import Installation, begin, complete, load_installation
 from tpm_mtls_keygen.issued import check_issued, due_at, find_attestation_certificate
 from tpm_mtls_keygen.keys import TpmKey, load_key
-from tpm_mtls_keygen.new_policy import NewPolicy, identity_tcti
 from tpm_mtls_keygen.nv_mirror import find_place
 from tpm_mtls_keygen.patience import Later
 from tpm_mtls_keygen.proof import Proof

@@ -17,6 +17,7 @@ from tpm_mtls.policy.counters import DEFAULT_COUNTER
 from tpm_mtls.policy.document import PolicyAuthValue
 from tpm_mtls.policy.files import policy_path
 from tpm_mtls.policy.key_policy import read_public_area
+from tpm_mtls.policy.signing import read_signer
 from tpm_mtls.tpm import open_tpm
 
 if TYPE_CHECKING:
@@ -296,6 +297,10 @@ def test_install_refuses_what_is_not_right_and_writes_nothing(
     assert "needs the counter 0x01500200, which this TPM does not have" in install("--counter", "0x01500200")
     assert "version 0 is outdated: the counter 0x01500100 stands at 1" in install(version=0)
     assert "version 5000 is 4999 ahead of the counter" in install(version=5000)
+    forged = json.loads((folder / "0.signed-policy.json").read_text())
+    forged |= {"version": 9, "signer": read_signer(tmp_path / "operator.pem").name}
+    forged["policy"] = forged["policy"][:1]
+    (tmp_path / "forged.signed-policy.json").write_text(json.dumps(forged))  # hinders nobody
     good = folder / "good.signed-policy.json"
     policy("sign", "--pcrs", "sha256:7", "--signer", "operator.key.pem", "--version", "2", "--out", str(good))
     document = json.loads(good.read_text())

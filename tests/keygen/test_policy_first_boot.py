@@ -22,9 +22,9 @@ from tpm_mtls.policy.counters import DEFAULT_COUNTER, not_beyond
 from tpm_mtls.policy.digest import policy_digest
 from tpm_mtls.policy.document import PolicyAuthorize, encode
 from tpm_mtls.policy.files import find_policy, policy_path
+from tpm_mtls.policy.new_policy import PolicyWish
 from tpm_mtls.tpm import open_tpm
 from tpm_mtls_keygen.first_boot_folder import KeyPlace
-from tpm_mtls_keygen.new_policy import PolicyWish
 from tpm_mtls_keygen.nv_mirror import find_place, store_mirror
 from tpm_mtls_pki import groups
 from tpm_mtls_pki.groups import Group

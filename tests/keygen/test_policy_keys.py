@@ -19,10 +19,10 @@ from tpm_mtls.errors import StateError, StorageError, UsageError
 from tpm_mtls.policy.counters import DEFAULT_COUNTER, not_beyond
 from tpm_mtls.policy.document import encode
 from tpm_mtls.policy.files import find_policy, policy_path
+from tpm_mtls.policy.new_policy import NewPolicy, read_wish
 from tpm_mtls.structures import Attribute, KeyAlgorithm, parse_tss2_pem
 from tpm_mtls.tpm import open_tpm
 from tpm_mtls_keygen.keys import FileForm, create_key
-from tpm_mtls_keygen.new_policy import NewPolicy, read_wish
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from tpm_mtls.errors import PolicyError, StateError
 from tpm_mtls.files import write_atomic
-from tpm_mtls.policy.check import judge, signed_for
+from tpm_mtls.policy.check import judge
 from tpm_mtls.policy.document import PolicyAuthorize, PolicyNv, each_assertion, encode
 from tpm_mtls.policy.files import POLICY_FILE, SIGNED_SUFFIX, find_signed_policies
 from tpm_mtls.policy.key_policy import observe
@@ -78,7 +78,7 @@ def install_policy(
     others, _ = find_signed_policies([folder])
     present = observe(tpm, signed.policy, ())
     counters = {index: present.counters[index] for index in _counters(signed.policy)}
-    _check_not_older(signed, signed_for(authorize, others), counters)  # 3
+    _check_not_older(signed, [each for each in others if _is_approved(each, authorize)], counters)  # 3
     written = _write(path, signed, others)
     steps = 0
     holds = judge(signed.policy, present, ()).holds
@@ -107,6 +107,14 @@ def check_is_for(signed: SignedPolicy, document: PolicyDocument) -> PolicyAuthor
         f"the key takes no policies of the signer {signed.signer} for {signed.policy_ref or 'no policyRef'}",
         hint="see whose it takes: tpm-mtls policy show",
     )
+
+
+def _is_approved(found: FoundPolicy, authorize: PolicyAuthorize) -> bool:
+    try:
+        verify_signed_policy(found.policy, authorize.signer)
+    except PolicyError:
+        return False
+    return found.policy.policy_ref == authorize.policy_ref
 
 
 def _check_not_older(signed: SignedPolicy, others: Sequence[FoundPolicy], counters: dict[int, int | None]) -> None:

@@ -1,4 +1,4 @@
-"""Policies for keys that are about to be made."""
+"""Policies for keys and sealed objects that are about to be made."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from tpm_mtls.policy.files import write_policy
 from tpm_mtls.policy.key_policy import check_now
 from tpm_mtls.policy.signing import check_reference, read_signer
 from tpm_mtls.policy.states import MachineState, any_of, parse_selection, read_state, read_state_file
-from tpm_mtls.relay import key_tcti, relay_tcti
-from tpm_mtls.tcti import resolve_tcti
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +29,7 @@ _NOT_SATISFIED = 0x99D  # TPM_RC_POLICY_FAIL for the first session: what the TPM
 
 @dataclass(frozen=True)
 class PolicyWish:
-    """What must hold for a new key to be used: a state of the machine, or whatever an operator signs.
+    """What must hold for a new object to be used: a state of the machine, or whatever an operator signs.
 
     Attributes:
         pcrs: the present state, if that is one of them: `parse_selection`.
@@ -50,7 +48,7 @@ class PolicyWish:
 
 @dataclass(frozen=True)
 class NewPolicy:
-    """A policy for a key that has no Name yet.
+    """A policy for an object that has no Name yet.
 
     Attributes:
         folder: where its file goes.
@@ -64,12 +62,12 @@ class NewPolicy:
 
     @property
     def digest(self) -> bytes:
-        """The key's authPolicy."""
+        """The object's authPolicy."""
         return policy_digest(self.assertions)
 
     @contextmanager
     def written(self, name: bytes) -> Iterator[None]:
-        """Writes it for the key with the Name ``name``; removes it again if the block, which keeps the key, fails.
+        """Writes it for the object with the Name ``name``; removes it again if the block, which keeps that, fails.
 
         Raises:
             StorageError: it cannot be written.
@@ -133,19 +131,8 @@ def make_policy(tpm: Tpm, wish: PolicyWish, folder: Path, *, with_authorization:
     return NewPolicy(folder, (authorize, *on_top), value)
 
 
-def identity_tcti(tcti: str | None, folder: Path, *, policy: bool = False) -> str:
-    """The TCTI string for the key of the identity ``folder``: of the relay where it has, or will have, a policy.
-
-    Raises:
-        TctiInvalidError, TpmUnavailableError, TpmVersionError: as `resolve_tcti`.
-    """
-    if policy:
-        return relay_tcti(resolve_tcti(tcti), policies=[folder])
-    return key_tcti(tcti, [folder])
-
-
 def check_usable(tpm: Tpm, policy: NewPolicy) -> None:
-    """Checks that a key with ``policy`` could sign now, before it is made to sign a certificate request.
+    """Checks that an object with ``policy`` could be used now, before it is made to be used at once.
 
     Raises:
         PolicyRefusedError: it could not.
