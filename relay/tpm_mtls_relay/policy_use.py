@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tpm_mtls_relay import errors
 from tpm_mtls_relay.commands import POLICY_AUTHORIZE, POLICY_NV, POLICY_PCR
-from tpm_mtls_relay.errors import RelayError
+from tpm_mtls_relay.errors import ConnectionLostError, KeyGoneError, RelayError
 from tpm_mtls_relay.pcr_banks import allocated_pcrs
 from tpm_mtls_relay.policy_approvals import Approvals
 from tpm_mtls_relay.policy_file import BANKS, Pcr
@@ -69,13 +69,18 @@ class PolicyUse:
             raise
 
     def _with_patience(self, key: PublicArea, ways: Ways, request: SignRequest) -> bytes:
-        remaining = _PATIENCE
+        remaining, connections = _PATIENCE, 2
         while True:
-            remaining -= 1
             try:
                 return self._try_all(key, ways, request)
             except TpmRefusalError as error:
+                remaining -= 1
                 if error.code != _PCR_CHANGED or not remaining:
+                    raise
+            except (ConnectionLostError, KeyGoneError):
+                # it may be the session that went with the connection, and a key at a persistent handle stays
+                connections -= 1
+                if not connections:
                     raise
 
     def _try_all(self, key: PublicArea, ways: Ways, request: SignRequest) -> bytes:

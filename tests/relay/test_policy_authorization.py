@@ -11,7 +11,7 @@ from support.relay_policies import PolicyWorkshop
 from support.relay_signing import answer, signing_relay, verify
 from support.tpm_keys import make_key
 from tpm_mtls_relay import commands, errors, policy_approvals
-from tpm_mtls_relay.errors import RelayError, TransportError
+from tpm_mtls_relay.errors import ConnectionLostError, KeyGoneError, RelayError, TransportError
 from tpm_mtls_relay.policy_authorization import sign_request
 from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, SESSIONS, code_of, simple_command
 
@@ -582,6 +582,27 @@ def test_a_connection_that_breaks_is_reported_and_cleaned_up_as_far_as_possible(
 
     relay.before = cut
     assert refused(relay, handle, key) == errors.NO_TPM
+
+
+@pytest.mark.parametrize("command", [commands.START_AUTH_SESSION, commands.POLICY_PCR, commands.SIGN])
+@pytest.mark.parametrize("lost", [ConnectionLostError("it was closed", sent=True), KeyGoneError("the session is gone")])
+def test_a_session_that_went_with_its_connection_is_begun_anew_once(
+    workshop: PolicyWorkshop, relay: SigningRelay, command: int, lost: RelayError
+) -> None:
+    key = workshop.key([workshop.pcr(0)])
+    handle = relay.load(key)
+    times = [2, 1]
+
+    def lose(sent: bytes, exchange: Exchange) -> bytes:
+        if code_of(sent) == command and times[-1]:
+            times[-1] -= 1
+            raise lost
+        return exchange(sent)
+
+    relay.before = lose
+    assert relay.signed_with(handle, key)[-3:] == PCR_COMMANDS
+    times.pop()
+    assert refused(relay, handle, key) == lost.code
 
 
 def test_a_connection_that_stays_broken_hides_nothing(
