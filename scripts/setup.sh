@@ -19,6 +19,7 @@ readonly NEEDED=(
   "command:openssl:openssl"
   "command:curl:curl"
   "command:nginx:nginx-light"
+  "command:tshark:tshark" # opens captures of TPM commands
   "command:pki:strongswan-pki"
   "file:/usr/lib/ipsec/plugins/libstrongswan-openssl.so:libstrongswan-standard-plugins" # pki reads no EC keys without
   "pkgconf:tss2-esys:libtss2-dev"

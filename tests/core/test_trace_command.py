@@ -335,3 +335,37 @@ def test_without_a_tpm_the_program_is_not_started(tmp_path: Path, monkeypatch: p
     assert run(["trace", "--", "touch", str(tmp_path / "ran")]) == 3
     assert not (tmp_path / "ran").exists()
     assert command.NOT_FOUND == 127
+
+
+def test_no_secret_is_in_what_is_shown_or_captured(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whole programs, one after the other; `tests/relay/test_masking.py` looks at each kind of secret."""
+    assert where
+    monkeypatch.chdir(tmp_path)
+    value, sealed, stored = "auth-value-of-ours", "sealed-data-of-ours", "stored-data-of-ours"
+    (tmp_path / "sealed").write_text(sealed)
+    (tmp_path / "stored").write_text(stored)
+    flush = "tpm2_flushcontext -t"
+    script = f"""
+    set -e
+    tpm2_createprimary -Q -C o -G ecc -c p.ctx -p {value}; {flush}
+    tpm2_create -Q -C p.ctx -P {value} -i sealed -p {value} -u s.pub -r s.priv; {flush}
+    tpm2_load -Q -C p.ctx -P {value} -u s.pub -r s.priv -c s.ctx; {flush}
+    tpm2_unseal -c s.ctx -p {value} -o unsealed; {flush}
+    tpm2_nvdefine -Q 0x1500001 -C o -s 19 -a 'ownerwrite|authread' -p {value}
+    tpm2_nvwrite -Q 0x1500001 -C o -i stored
+    tpm2_nvread 0x1500001 -P {value} -o read
+    tpm2_create -Q -C p.ctx -P {value} -G hmac -c h.ctx -p {value}; {flush}
+    tpm2_hmac -c h.ctx -p {value} -o mac stored; {flush}
+    """
+    assert run(["trace", "--pcap", "p", "--metrics", "m", "--json", "--out", "j", "--", "sh", "-c", script]) == 0
+    assert run(["trace", "--", "sh", "-c", f"tpm2_unseal -c s.ctx -p {value} -o again; {flush}"]) == 0
+    shown = (tmp_path / "p").read_bytes() + (tmp_path / "m").read_bytes() + (tmp_path / "j").read_bytes()
+    shown += capfd.readouterr().err.encode()
+    assert b"Unseal" in shown
+    assert (tmp_path / "unsealed").read_text() == (tmp_path / "again").read_text() == sealed
+    assert (tmp_path / "read").read_text() == stored
+    for secret in (value.encode(), sealed.encode(), stored.encode(), (tmp_path / "mac").read_bytes()):
+        assert secret not in shown
+        assert secret.hex().encode() not in shown

@@ -134,14 +134,12 @@ class _Reader:
         poll.register(self._stop, select.POLLIN)
         rest = b""
         while True:
-            stopping = any(descriptor == self._stop for descriptor, _ in poll.poll())
+            poll.poll()
             try:
                 piece = os.read(self._reading, 16 * LINE_LIMIT)
-            except BlockingIOError:
-                piece = b""
-                if not stopping:
-                    continue
-            if not piece:
+            except BlockingIOError:  # nothing is left, and `finish` waits no longer
+                return
+            if not piece:  # the last relay has closed it
                 return
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
