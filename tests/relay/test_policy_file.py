@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tpm_mtls.policy import document
+from tpm_mtls.policy.digest import policy_digest as core_digest
 from tpm_mtls_relay.errors import POLICY_DAMAGED
+from tpm_mtls_relay.policy_digest import policy_digest
 from tpm_mtls_relay.policy_fields import SIZE_LIMIT, PolicyFileError
 from tpm_mtls_relay.policy_file import Authorize, AuthValue, Nv, Or, Pcr, parse_key_policy, parse_signed_policy
 
@@ -40,6 +43,17 @@ SIGNED_POLICY = {
 }
 
 Json = dict[str, Any]
+
+_VALUES = [bytes(32), bytes([7]) * 32]
+CORE_PCR = document.PolicyPcr(
+    bank="sha256",
+    pcrs=(0, 7),
+    digest=document.pcr_digest(_VALUES).hex(),
+    values={0: _VALUES[0].hex(), 7: _VALUES[1].hex()},
+    recorded="2026-11-22T03:00:00Z",
+)
+CORE_NV = document.PolicyNv(index="0x01500100", name=NAME, operand="0000000000000005")
+CORE_POLICY = (document.PolicyOr(branches=((CORE_PCR,), (CORE_NV, CORE_PCR))), document.PolicyAuthValue())
 
 
 def encoded(document: object) -> bytes:
@@ -244,3 +258,28 @@ def test_any_changed_byte(data: st.DataObject) -> None:
     document = bytearray(encoded(data.draw(st.sampled_from([KEY_POLICY, SIGNED_POLICY]))))
     document[data.draw(st.integers(0, len(document) - 1))] = data.draw(st.integers(0, 255))
     read(bytes(document))
+
+
+# --- the core writes what the relay reads
+
+
+def test_a_policy_that_the_core_wrote_is_read_and_leads_to_the_same_digest() -> None:
+    written = document.PolicyDocument(name=NAME, policy=CORE_POLICY)
+    name, policy = parse_key_policy(document.encode(written))
+    assert name.hex() == NAME
+    assert policy_digest(policy, "sha256") == core_digest(CORE_POLICY)
+    signed_for = (CORE_POLICY[0],)
+    signed = document.SignedPolicy(
+        signer=NAME,
+        policy_ref="beef",
+        version=7,
+        description="an update",
+        policy=signed_for,
+        digest=core_digest(signed_for).hex(),
+        signature="0018",
+    )
+    read_again = parse_signed_policy(document.encode(signed))
+    assert policy_digest(read_again.policy, "sha256") == read_again.digest
+    authorize = document.PolicyAuthorize(signer=document.Signer(public="0023", name=NAME), policy_ref="beef")
+    _, policy = parse_key_policy(document.encode(document.PolicyDocument(name=NAME, policy=(authorize,))))
+    assert policy_digest(policy, "sha256") == core_digest((authorize,))
