@@ -278,6 +278,55 @@ def test_files_are_told_apart_by_their_tpm() -> None:
     assert not prefix("swtpm:port=23210").startswith(prefix("swtpm:port=2321"))
 
 
+class Refusing:
+    """A TPM that refuses everything."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __call__(self, command: bytes) -> bytes:
+        self.asked.append(code_of(command))
+        return simple_command(0x101)
+
+
+@pytest.mark.parametrize(
+    ("record", "asked"),
+    [
+        (Record(OBJECT, 0x80000000, b"\0"), [commands.READ_PUBLIC]),
+        (Record(OBJECT, 0x80000000), [commands.READ_PUBLIC]),
+        (Record(OBJECT), [commands.GET_CAPABILITY]),
+        (Record(SESSION), [commands.GET_CAPABILITY]),
+        (Record(SEQUENCE), []),
+    ],
+)
+def test_a_tpm_that_refuses_to_say_what_it_has_is_left_alone(
+    tpm: SimulatedTpm, folder: Path, ledger: Ledger, record: Record, asked: list[int]
+) -> None:
+    ledger.expect(record)
+    die(ledger)
+    refusing = Refusing()
+    flush_leftovers(str(folder), tpm.tcti, refusing)
+    assert refusing.asked == asked
+    assert files(str(folder), tpm.tcti) == []
+
+
+def test_a_capability_that_is_cut_off_lists_nothing(tpm: SimulatedTpm, folder: Path, ledger: Ledger) -> None:
+    ledger.expect(Record(SESSION))
+    die(ledger)
+    flush_leftovers(str(folder), tpm.tcti, lambda _: simple_command(0, bytes(5) + (9).to_bytes(4, "big")))
+    assert files(str(folder), tpm.tcti) == []
+
+
+def test_a_file_whose_relay_ends_meanwhile_is_no_error(
+    tpm: SimulatedTpm, folder: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.expect(Record(SESSION))
+    gone = [*files(str(folder), tpm.tcti), f"{folder}/gone.ledger"]
+    monkeypatch.setattr("tpm_mtls_relay.leftovers.files", lambda *_: gone)
+    clean(folder, tpm)
+    assert len(files(str(folder), tpm.tcti)) == 1
+
+
 def test_damaged_files_are_read_as_far_as_they_make_sense(folder: Path, tpm: SimulatedTpm) -> None:
     folder.mkdir(mode=0o700)
     path = folder / f"{prefix(tpm.tcti)}1-1.ledger"

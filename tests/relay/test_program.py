@@ -283,6 +283,13 @@ def test_the_parents_thread_is_not_ended_while_it_lives() -> None:
     assert not parent.only_a_thread_ended()
 
 
+def test_where_the_kernel_does_not_list_children_sigterm_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CONFIG_PROC_CHILDREN."""
+    monkeypatch.setattr(os, "listdir", lambda _path: ["nobody"])
+    monkeypatch.setattr(os, "getpid", lambda: 1 << 30)
+    assert not Parent().only_a_thread_ended()
+
+
 def test_where_proc_says_nothing_sigterm_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     parent = Parent()
     monkeypatch.setattr(os, "getppid", lambda: 1 << 30)
