@@ -237,6 +237,17 @@ def test_a_key_file_with_its_policy_inside_says_that_it_must_lie_beside(
     assert "NAME.policy.json" in found.value.hint
 
 
+@pytest.mark.parametrize("text", ["MAA", "MAA=", "", "A" * 400])
+def test_a_key_file_that_is_no_asn1_is_damaged_and_nothing_else(
+    text: str, workshop: PolicyWorkshop, ca: TestCa, tpm: SimulatedTpm
+) -> None:
+    key = workshop.key([workshop.pcr(7)])
+    pem = f"-----BEGIN TSS2 PRIVATE KEY-----\n{text}\n-----END TSS2 PRIVATE KEY-----\n"
+    write_atomic(key.pem, pem.encode(), mode=0o600)
+    with pytest.raises(PemError, match="is damaged"):
+        client_context(identify(ca, key), tcti=tpm.tcti)
+
+
 def with_field(pem: bytes, field: bytes) -> bytes:
     """``pem`` with a field between emptyAuth and parent."""
     run = subprocess.run(
