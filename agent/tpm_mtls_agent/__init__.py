@@ -1,0 +1,1 @@
+"""The device agent: secrets sealed to this device and this boot, over a Unix socket."""

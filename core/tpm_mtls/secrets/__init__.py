@@ -1,0 +1,1 @@
+"""Secrets of programs, kept by the device agent: its wire protocol and its client."""
