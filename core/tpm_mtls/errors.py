@@ -31,6 +31,8 @@
      │   └─ ResponseError                         its answer is malformed, cut off or too large
      ├─ RequestRefusedError                  7    the peer answered, with an HTTP error status
      │   └─ TokenRefusedError                     the bootstrap token is wrong, used or expired
+     ├─ AgentRefusedError                    7    the device agent answered with an error
+     │   └─ AccessDeniedError                     its allow-list does not let this program ask for that
      ├─ StorageError                         8    a file or folder cannot be read or written
      │   └─ StorageFullError
      ├─ OpensslError                         9    this process's OpenSSL cannot do it
@@ -40,6 +42,7 @@
      └─ StateError                          10    what is there already contradicts the request
          ├─ HandleOccupiedError
          ├─ IdentityError                         the identity folder is damaged, incomplete or of another device
+         ├─ NoSuchSecretError                     no secret has that name
          └─ SimulatorError                        the simulated TPM does not start, stop or answer
 
 Exit code 0 is success, 1 an error that nobody foresaw, 130 an interrupt. The table is printed by ``tpm-mtls --help``.
@@ -220,6 +223,20 @@ class TokenRefusedError(RequestRefusedError):
     """The bootstrap token is wrong, used or expired."""
 
 
+class AgentRefusedError(TpmMtlsError):
+    """The device agent answered with an error; ``rc`` is the TPM's code, 0 where no TPM was asked."""
+
+    exit_code = 7
+
+    def __init__(self, message: str, *, hint: str, rc: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.rc = rc
+
+
+class AccessDeniedError(AgentRefusedError):
+    """The agent's allow-list does not let this program do that with that name."""
+
+
 class StorageError(TpmMtlsError):
     """A file or folder cannot be read or written."""
 
@@ -268,6 +285,10 @@ class HandleOccupiedError(StateError):
 
 class IdentityError(StateError):
     """The identity folder is damaged, incomplete or belongs to another device."""
+
+
+class NoSuchSecretError(StateError):
+    """No secret has that name; neither the message nor the hint says the name, which is a credential."""
 
 
 class SimulatorError(StateError):
