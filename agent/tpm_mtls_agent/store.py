@@ -7,7 +7,7 @@ no message, hint or attribute of an error holds a name or a value.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +49,7 @@ class SecretStore(Protocol):
         """The keyed hash by which logs speak of ``name``, hex; sends no command, from any thread."""
 
 
-OpenStore = "Callable[[], AbstractContextManager[SecretStore]]"
-"""Opens the TPM and the store, in the worker's thread: reconciles what an interrupted process left, and fails when
-another process has the same folder open (`tpm_mtls.errors.StateError`)."""
+OpenStore: TypeAlias = "Callable[[], AbstractContextManager[SecretStore]]"
+"""Opens the TPM and the store, in the worker's thread: reconciles what an interrupted process left, and fails with
+`tpm_mtls.errors.StateError` when another process has the same folder open. The storage's own is
+``tpm_mtls_agent.storage.open_store(folder, tcti=…)``, ``folder`` being the identity folder (``--state-dir``)."""
