@@ -1,8 +1,8 @@
 """The seam between the daemon and what keeps the secrets.
 
-The daemon calls a store from one thread, its TPM worker's, in which the store was also opened; `SecretStore.label` alone
-may be called from any thread. What an operation raises goes to the client as it is (message, hint, the TPM's code), so
-no message, hint or attribute of an error holds a name or a value.
+The daemon calls a store from one thread, its TPM worker's, in which the store was also opened; `SecretStore.label`
+alone may be called from any thread. What an operation raises goes to the client as it is (message, hint, the TPM's
+code), so no message, hint or attribute of an error holds a name or a value.
 """
 
 from __future__ import annotations

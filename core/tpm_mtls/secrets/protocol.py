@@ -95,7 +95,8 @@ def check_request(asked: Request) -> Request:
     """Returns ``asked``; neither message nor hint of an error says its name or its value.
 
     Raises:
-        UsageError: the name is not 1 to 255 bytes of UTF-8 without NUL, or the value of ``set`` missing or above 64 KiB.
+        UsageError: the name is not 1 to 255 bytes of UTF-8 without NUL; or the value is missing for ``set``, or above
+            64 KiB.
     """
     length = _utf8_length(asked.name, "name")
     if not 1 <= length <= NAME_LIMIT:
@@ -145,9 +146,9 @@ def decode_answer(data: bytes, *, socket: Path = DEFAULT_SOCKET) -> Done:
         AgentRefusedError: the agent answered with another error.
         ResponseError: that is no answer of an agent.
     """
+    if len(data) > MESSAGE_LIMIT:
+        raise _no_answer(f"it has more than {MESSAGE_LIMIT} bytes", socket)
     try:
-        if len(data) > MESSAGE_LIMIT:
-            raise msgspec.DecodeError(f"more than {MESSAGE_LIMIT} bytes")
         answer = msgspec.json.decode(data, type=_Answer)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _no_answer(str(error), socket) from error
