@@ -31,26 +31,25 @@ class FairQueue(Generic[T]):
         """Adds the account's last item."""
         self._accounts.setdefault(account, deque()).append(_Waiting(item, now))
 
-    def take(self, wait: Callable[[Hashable], float]) -> T | float | None:
-        """The next item of the first account in turn that need not wait.
+    def take(self, wait: Callable[[Hashable], float]) -> T | None:
+        """The next item of the first account in turn that need not wait; none if there is no such.
 
         Args:
             wait: how many seconds an account must still wait, 0 for not at all.
-
-        Returns:
-            The item; or after how many seconds there may be one; none if nothing waits.
         """
-        shortest: float | None = None
         for account, items in self._accounts.items():
-            seconds = wait(account)
-            if seconds <= 0:
-                item = items.popleft().item
-                self._accounts.move_to_end(account)
-                if not items:
-                    del self._accounts[account]
-                return item
-            shortest = seconds if shortest is None else min(shortest, seconds)
-        return shortest
+            if wait(account) > 0:
+                continue
+            item = items.popleft().item
+            self._accounts.move_to_end(account)
+            if not items:
+                del self._accounts[account]
+            return item
+        return None
+
+    def soonest(self, wait: Callable[[Hashable], float]) -> float | None:
+        """After how many seconds `take` gives something; none if nothing waits."""
+        return min(map(wait, self._accounts), default=None)
 
     def expired(self, since: Callable[[Hashable], float]) -> list[T]:
         """Takes out all items that wait since ``since(account)`` or longer, oldest first within each account."""

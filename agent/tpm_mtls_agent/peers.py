@@ -116,7 +116,7 @@ def _process(connection: socket.socket, pid: int) -> Iterator[tuple[int, bool]]:
 
 
 def parse_cgroup(data: bytes) -> str:
-    """The control group in the content of ``/proc/PID/cgroup``: version 2's, else the one systemd keeps in version 1."""
+    """The control group in a ``/proc/PID/cgroup``: version 2's, else the one that systemd keeps in version 1."""
     # version 2 is mounted but unused next to version 1 (systemd's legacy mode): all are in its root
     unified, systemd = _UNIFIED.search(data), _SYSTEMD.search(data)
     found = systemd if systemd and (unified is None or unified[1] == b"/") else unified

@@ -15,8 +15,8 @@ from tpm_mtls.errors import UsageError
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.key_reference import parse_handle
 from tpm_mtls.policy.options import policy_options
+from tpm_mtls.service_manager import notify_status
 from tpm_mtls_keygen.first_boot_folder import KeyPlace
-from tpm_mtls_keygen.service_manager import notify_status
 
 if TYPE_CHECKING:
     from tpm_mtls_keygen.first_boot_steps import Wish
