@@ -212,6 +212,12 @@ def tpm_error(rc: int, *, doing: str, tcti: str) -> TpmMtlsError:
     return meaning.error(f"cannot {doing}: {meaning.text} ({describe(rc)})", hint=meaning.hint, rc=rc)
 
 
+def refusal_class(rc: int) -> type[TpmRefusedError]:
+    """The class of error that says what a TPM means by ``rc``, for whoever was told the code by another program."""
+    meaning = _meaning(rc)
+    return meaning.error if meaning else TpmRefusedError
+
+
 def _unavailable(rc: int, through: str) -> TpmUnavailableError | None:
     """The error for a code that says that no usable TPM answers ``through`` a TCTI; none for another code."""
     tcti = tpm_behind(through)
