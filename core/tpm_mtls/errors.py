@@ -42,6 +42,7 @@
      └─ StateError                          10    what is there already contradicts the request
          ├─ HandleOccupiedError
          ├─ IdentityError                         the identity folder is damaged, incomplete or of another device
+         ├─ StorageRootKeyChangedError            the TPM was cleared or exchanged: what it kept is lost
          ├─ NoSuchSecretError                     no secret has that name
          └─ SimulatorError                        the simulated TPM does not start, stop or answer
 
@@ -289,6 +290,22 @@ class IdentityError(StateError):
 
 class NoSuchSecretError(StateError):
     """No secret has that name; neither the message nor the hint says the name, which is a credential."""
+
+
+class StorageRootKeyChangedError(StateError):
+    """The storage root key is not the one that it was: Name ``expected``, now ``found`` (none where there is none).
+
+    The TPM was cleared or exchanged, or somebody between here and the TPM answers in its place.
+    """
+
+    def __init__(self, *, expected: bytes, found: bytes | None) -> None:
+        now = f"it is {found.hex()} now" if found else "there is none now"
+        super().__init__(
+            f"the TPM's storage root key is not {expected.hex()}: {now}",
+            hint="was the TPM cleared or exchanged? what the old key sealed is lost; keep the files until you know",
+        )
+        self.expected = expected
+        self.found = found
 
 
 class SimulatorError(StateError):

@@ -1,12 +1,11 @@
-"""An open TPM: typed commands, and nothing left loaded."""
+"""An open TPM: typed commands."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tpm2_pytss.constants import ESYS_TR, TPM2_ALG
-from tpm2_pytss.ESAPI import ESAPI
 from tpm2_pytss.types import (
     TPM2B_PRIVATE,
     TPM2B_SENSITIVE_CREATE,
@@ -22,18 +21,19 @@ from tpm_mtls.errors import (
     HandleNotFoundError,
     HandleOccupiedError,
     PemError,
-    TpmMtlsError,
     TpmRefusedError,
 )
-from tpm_mtls.tcti import resolve_tcti
 from tpm_mtls.tpm.attestation import Attestation
 from tpm_mtls.tpm.boundary import command, public_area, sized_public
 from tpm_mtls.tpm.capabilities import read_facts, read_persistent_handles
 from tpm_mtls.tpm.counter import Counters
 from tpm_mtls.tpm.endorsement import EndorsementKeys
 from tpm_mtls.tpm.nv import NvMemory
+from tpm_mtls.tpm.nv_secrets import NvSecrets
 from tpm_mtls.tpm.pcrs import Pcrs
-from tpm_mtls.tpm.resources import Resources
+from tpm_mtls.tpm.policy_session import PolicySessions
+from tpm_mtls.tpm.sealing import Sealing
+from tpm_mtls.tpm.sessions import Sessions
 from tpm_mtls.tpm.storage_root import StorageRootKey
 from tpm_mtls.tpm.templates import hierarchy_parent_template
 from tpm_mtls.tpm.values import LoadedKey, PersistentObject, TpmFacts
@@ -42,9 +42,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
+    from tpm2_pytss.ESAPI import ESAPI
+
     from tpm_mtls.authorization import Secret
     from tpm_mtls.structures import PublicArea
     from tpm_mtls.tpm.duplication import Duplicate
+    from tpm_mtls.tpm.resources import Resources
 
 OWNER_HIERARCHY = 0x40000001
 """TPM_RH_OWNER: part 2, 7.4."""
@@ -55,46 +58,8 @@ _DAMAGED = {0x095, 0x09A, 0x0A5, 0x0A7}  # TPM_RC_SIZE, INSUFFICIENT, BINDING, E
 _HASHES = {"sha256": TPM2_ALG.SHA256, "sha384": TPM2_ALG.SHA384, "sha512": TPM2_ALG.SHA512}
 
 
-@contextmanager
-def open_tpm(
-    tcti: str | None = None,
-    *,
-    owner_authorization: Secret | None = None,
-    srk_authorization: Secret | None = None,
-    endorsement_authorization: Secret | None = None,
-) -> Iterator[Tpm]:
-    """An open TPM; whatever was loaded into it is flushed at the end of the block, an interrupt included.
-
-    Args:
-        tcti: where it is; see `tpm_mtls.tcti.resolve_tcti`.
-        owner_authorization: authorization value of the owner hierarchy, if it has one.
-        srk_authorization: authorization value of the storage root key, if it has one.
-        endorsement_authorization: authorization value of the endorsement hierarchy, if it has one.
-
-    Raises:
-        TctiInvalidError: ``tcti`` is none.
-        TpmUnavailableError: no TPM answers there.
-    """
-    where = resolve_tcti(tcti)
-    with command("open the TPM", where):
-        context = ESAPI(where)
-    try:
-        resources = Resources(context, where)
-        resources.authorize(ESYS_TR.OWNER, owner_authorization)
-        resources.authorize(ESYS_TR.ENDORSEMENT, endorsement_authorization)
-        try:
-            yield Tpm(context, where, resources, srk_authorization)
-        except BaseException:
-            with suppress(TpmMtlsError):  # the first error is the one to tell
-                resources.flush_all()
-            raise
-        resources.flush_all()
-    finally:
-        context.close()
-
-
 class Tpm:
-    """An open TPM; `open_tpm` makes one.
+    """An open TPM; `tpm_mtls.tpm.opening.open_tpm` makes one.
 
     Every command may raise what `tpm_mtls.response_codes.tpm_error` makes of the TPM's answer; the docstrings name only
     what is particular to a command.
@@ -107,9 +72,19 @@ class Tpm:
         nv: its NV memory.
         counters: counters in it.
         pcrs: its platform configuration registers.
+        sessions: sessions that keep secrets from its bus.
+        sealing: data that it alone gives back.
+        nv_secrets: secrets in its NV memory.
     """
 
-    def __init__(self, context: ESAPI, tcti: str, resources: Resources, srk_authorization: Secret | None) -> None:
+    def __init__(
+        self,
+        context: ESAPI,
+        tcti: str,
+        resources: Resources,
+        srk_authorization: Secret | None,
+        expected_srk_name: bytes | None,
+    ) -> None:
         self.tcti = tcti
         self.srk = StorageRootKey(self)
         self.endorsement = EndorsementKeys(self, resources)
@@ -117,6 +92,10 @@ class Tpm:
         self.nv = NvMemory(resources)
         self.counters = Counters(resources, self.nv)
         self.pcrs = Pcrs(resources)
+        self.sessions = Sessions(resources, self.srk, expected_srk_name)
+        policies = PolicySessions(resources, self.sessions)
+        self.sealing = Sealing(self, resources, self.sessions, policies, srk_authorization)
+        self.nv_secrets = NvSecrets(self, resources, self.sessions, policies)
         self._context = context
         self._resources = resources
         self._srk_authorization = srk_authorization

@@ -143,11 +143,7 @@ class NvMemory:
         except TpmRefusedError as error:
             if error.rc != _NV_DEFINED:
                 raise
-            raise HandleOccupiedError(
-                f"the NV index {index:#010x} is occupied",
-                hint="see what is there: tpm2_nvreadpublic",
-                handle=index,
-            ) from error
+            raise occupied(index) from error
 
     def write(self, index: int, data: bytes) -> None:
         """Writes ``data`` to the beginning of ``index`` (one command for each 768 bytes).
@@ -178,3 +174,10 @@ class NvMemory:
             self._resources.command(f"remove NV {index:#010x}", option="--owner-auth"),
         ):
             self._context.nv_undefine_space(resource)
+
+
+def occupied(index: int) -> HandleOccupiedError:
+    """The error for ``index`` that is in use already."""
+    return HandleOccupiedError(
+        f"the NV index {index:#010x} is occupied", hint="see what is there: tpm2_nvreadpublic", handle=index
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tpm2_pytss.constants import TPM2_ALG
+from tpm2_pytss.constants import TPM2_ALG, TPM2_CAP
 from tpm2_pytss.types import TPML_PCR_SELECTION, TPMS_PCR_SELECTION
 
 from tpm_mtls.errors import AlgorithmUnsupportedError, StateError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tpm_mtls.tpm.resources import Resources
 
 _BANKS = {"sha1": TPM2_ALG.SHA1, "sha256": TPM2_ALG.SHA256, "sha384": TPM2_ALG.SHA384, "sha512": TPM2_ALG.SHA512}
+_BANKS_LIMIT = 16  # TPM2_NUM_PCR_BANKS of libtss2
 _HASH = 0x083  # TPM_RC_HASH, without the parameter's number
 
 
@@ -24,6 +25,14 @@ class Pcrs:
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._context = resources.context
+
+    def banks(self) -> tuple[str, ...]:
+        """The banks that the TPM keeps, of those that are known here (TPM2_GetCapability: part 3, 30.2)."""
+        with self._resources.command("read which PCR banks there are"):
+            _, data = self._context.get_capability(TPM2_CAP.PCRS, 0, _BANKS_LIMIT)
+        listed = data.data.assignedPCR
+        kept = {int(each.hash) for each in listed if any(bytes(each.pcrSelect)[: int(each.sizeofSelect)])}
+        return tuple(name for name, algorithm in _BANKS.items() if int(algorithm) in kept)
 
     def read(self, bank: str, pcrs: Iterable[int]) -> dict[int, bytes]:
         """The values of ``pcrs`` in ``bank`` (``sha256``, …), by number; one command for each eight.
@@ -37,7 +46,7 @@ class Pcrs:
         counters: set[int] = set()
         while missing := [pcr for pcr in wanted if pcr not in values]:
             with self._resources.command(f"read PCRs of the bank {bank}"):
-                counter, selected, digests = self._context.pcr_read(_selection(bank, missing))
+                counter, selected, digests = self._context.pcr_read(pcr_selection(bank, missing))
             counters.add(int(counter))
             found = _selected(selected)
             if not found:
@@ -50,7 +59,8 @@ class Pcrs:
         return values
 
 
-def _selection(bank: str, pcrs: Sequence[int]) -> TPML_PCR_SELECTION:
+def pcr_selection(bank: str, pcrs: Sequence[int]) -> TPML_PCR_SELECTION:
+    """PCRs of one ``bank`` as commands take them."""
     return TPML_PCR_SELECTION([TPMS_PCR_SELECTION(hash=_BANKS[bank], pcrs=list(pcrs))])
 
 

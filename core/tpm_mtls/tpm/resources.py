@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_SE, TPMA_SESSION
 from tpm2_pytss.TSS2_Exception import TSS2_Exception
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from tpm2_pytss.ESAPI import ESAPI
 
     from tpm_mtls.authorization import Secret
+    from tpm_mtls.structures import PublicArea
+    from tpm_mtls.structures.nv_public import NvPublic
+
+_KEY: Final = 1  # IESYSC_KEY_RSRC, IESYSC_NV_RSRC: libtss2, src/tss2-esys/esys_types.h
+_NV: Final = 2
 
 
 class Resources:
@@ -40,9 +45,12 @@ class Resources:
         return int(resource)
 
     def authorize(self, resource: int, authorization: Secret | None) -> None:
-        """Sets the authorization value that commands with this object will use."""
+        """Sets the authorization value that commands with this object will use.
+
+        Without zeros at its end, as a TPM keeps it (part 1, 17.6.4.3): ESAPI's HMACs would take them in.
+        """
         if authorization is not None:
-            self.context.tr_set_auth(ESYS_TR(resource), authorization.value)
+            self.context.tr_set_auth(ESYS_TR(resource), authorization.value.rstrip(b"\0"))
 
     def refer(self, handle: int, name: bytes | None = None) -> int:
         """ESAPI's object for a persistent handle or NV index, without the ReadPublic that ESAPI itself would send.
@@ -56,6 +64,28 @@ class Resources:
         if name is not None:
             rest = len(name).to_bytes(2, "big") + name + rest[2 + int.from_bytes(rest[:2], "big") :]
         return int(self.context.tr_deserialize(handle.to_bytes(4, "big") + rest))
+
+    def refer_key(self, handle: int, public: PublicArea) -> int:
+        """As `refer`, for a persistent key to which ESAPI shall encrypt a salt: it needs the public area for that."""
+        return self._deserialize(handle, public.name, _KEY, public.data)
+
+    def refer_nv(self, public: NvPublic) -> int:
+        """As `refer`, for an NV index that sessions work on: ESAPI needs its Name, and its public area to keep it."""
+        return self._deserialize(public.index, public.name, _NV, public.data)
+
+    def _deserialize(self, handle: int, name: bytes, kind: int, public: bytes) -> int:
+        """IESYS_RESOURCE as Esys_TR_Serialize writes it (libtss2 3.2 to 4.1, src/tss2-esys/esys_mu.c)."""
+        parts = (handle.to_bytes(4, "big"), _sized(name), kind.to_bytes(4, "big"), _sized(public))
+        return int(self.context.tr_deserialize(b"".join(parts)))
+
+    @contextmanager
+    def referring(self, resource: int) -> Iterator[Any]:
+        """ESAPI's object ``resource``, closed after the block; the TPM does not notice."""
+        try:
+            yield ESYS_TR(resource)
+        finally:
+            with suppress(TSS2_Exception):  # a command that removes it has closed it, too
+                self.context.tr_close(ESYS_TR(resource))
 
     @contextmanager
     def reference(self, handle: int) -> Iterator[Any]:
@@ -85,9 +115,14 @@ class Resources:
                 self.context.policy_secret(ESYS_TR.ENDORSEMENT, started, b"", b"", b"", 0)
                 self.context.trsess_set_attributes(started, TPMA_SESSION(0), TPMA_SESSION.CONTINUESESSION)
             yield started
-            self._loaded.remove(session)  # the TPM has ended it
+            self.ended(session)
         finally:
             self.flush(session)
+
+    def ended(self, session: int) -> None:
+        """The TPM has ended ``session`` with a command, so that nothing is left to be flushed."""
+        self._loaded.remove(int(session))
+        self.context.tr_close(ESYS_TR(session))
 
     def flush(self, resource: int) -> None:
         """Removes a loaded object from the TPM's slots; one that is persistent, or gone already, is no error."""
@@ -107,3 +142,7 @@ class Resources:
                     errors.append(error)
         if errors:
             raise errors[0]
+
+
+def _sized(content: bytes) -> bytes:
+    return len(content).to_bytes(2, "big") + content

@@ -58,6 +58,19 @@ class StorageRootKey:
             self._public = public
         return self._public
 
+    def read_again(self) -> PublicArea | None:
+        """As `read`, whatever was known of it (one command).
+
+        Raises:
+            as `read`.
+        """
+        self._public, self._known_absent = None, False
+        return self.read()
+
+    def assume(self, public: PublicArea) -> None:
+        """It is ``public``, which was read before: spares the command. Sessions notice where it is not."""
+        self._public, self._known_absent = public, False
+
     def ensure(self) -> PublicArea:
         """Its public area; creates it and makes it persistent if it is absent (three commands).
 

@@ -6,10 +6,12 @@ from tpm2_pytss.constants import TPM2_ALG, TPM2_ECC, TPMA_OBJECT
 from tpm2_pytss.types import (
     TPMS_ECC_PARMS,
     TPMS_ECC_POINT,
+    TPMS_KEYEDHASH_PARMS,
     TPMS_RSA_PARMS,
     TPMS_SCHEME_HASH,
     TPMT_ECC_SCHEME,
     TPMT_KDF_SCHEME,
+    TPMT_KEYEDHASH_SCHEME,
     TPMT_PUBLIC,
     TPMT_RSA_SCHEME,
     TPMT_SYM_DEF_OBJECT,
@@ -68,6 +70,32 @@ def attestation_template() -> bytes:
     )
     public.parameters.eccDetail.scheme = TPMT_ECC_SCHEME(
         scheme=TPM2_ALG.ECDSA, details=TPMU_ASYM_SCHEME(ecdsa=TPMS_SCHEME_HASH(hashAlg=TPM2_ALG.SHA256))
+    )
+    return bytes(public.marshal())
+
+
+def sealed_template(*, with_authorization: bool, policy: bytes = b"") -> bytes:
+    """Sealed data: neither signs nor decrypts, and stays under its parent (part 1, 25.1.6).
+
+    With a policy nothing else unseals it (no userWithAuth).
+
+    Args:
+        with_authorization: whether it has an authorization value, which dictionary-attack protection then guards.
+        policy: its authPolicy, 32 bytes; empty for none.
+    """
+    attributes = Attribute.FIXEDTPM | Attribute.FIXEDPARENT
+    if not policy:
+        attributes |= Attribute.USERWITHAUTH
+    if not with_authorization:
+        attributes |= Attribute.NODA
+    public = TPMT_PUBLIC(
+        type=TPM2_ALG.KEYEDHASH,
+        nameAlg=TPM2_ALG.SHA256,
+        objectAttributes=TPMA_OBJECT(int(attributes)),
+        authPolicy=policy,
+        parameters=TPMU_PUBLIC_PARMS(
+            keyedHashDetail=TPMS_KEYEDHASH_PARMS(scheme=TPMT_KEYEDHASH_SCHEME(scheme=TPM2_ALG.NULL))
+        ),
     )
     return bytes(public.marshal())
 

@@ -1,0 +1,61 @@
+"""Opening a TPM, and leaving nothing loaded in it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from tpm2_pytss.constants import ESYS_TR
+from tpm2_pytss.ESAPI import ESAPI
+
+from tpm_mtls.errors import TpmMtlsError
+from tpm_mtls.tcti import resolve_tcti
+from tpm_mtls.tpm.boundary import command
+from tpm_mtls.tpm.connection import Tpm
+from tpm_mtls.tpm.resources import Resources
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tpm_mtls.authorization import Secret
+
+
+@contextmanager
+def open_tpm(
+    tcti: str | None = None,
+    *,
+    owner_authorization: Secret | None = None,
+    srk_authorization: Secret | None = None,
+    endorsement_authorization: Secret | None = None,
+    expected_srk_name: bytes | None = None,
+) -> Iterator[Tpm]:
+    """An open TPM; whatever was loaded into it is flushed at the end of the block, an interrupt included.
+
+    Args:
+        tcti: where it is; see `tpm_mtls.tcti.resolve_tcti`.
+        owner_authorization: authorization value of the owner hierarchy, if it has one.
+        srk_authorization: authorization value of the storage root key, if it has one.
+        endorsement_authorization: authorization value of the endorsement hierarchy, if it has one.
+        expected_srk_name: Name of the storage root key, to which sessions with secrets are salted; none for whatever
+            key is there.
+
+    Raises:
+        TctiInvalidError: ``tcti`` is none.
+        TpmUnavailableError: no TPM answers there.
+    """
+    where = resolve_tcti(tcti)
+    with command("open the TPM", where):
+        context = ESAPI(where)
+    try:
+        resources = Resources(context, where)
+        resources.authorize(ESYS_TR.OWNER, owner_authorization)
+        resources.authorize(ESYS_TR.ENDORSEMENT, endorsement_authorization)
+        try:
+            yield Tpm(context, where, resources, srk_authorization, expected_srk_name)
+        except BaseException:
+            with suppress(TpmMtlsError):  # the first error is the one to tell
+                resources.flush_all()
+            raise
+        resources.flush_all()
+    finally:
+        context.close()
