@@ -15,7 +15,7 @@ from tpm_mtls.files import PRIVATE_FILE, write_atomic
 from tpm_mtls.identity import ATTESTATION_KEY
 from tpm_mtls.json_record import load_json_record
 from tpm_mtls.structures import EkTemplate, PublicArea, ek_hash, parse_public_area
-from tpm_mtls.structures.tss2_key import PRIVATE_LIMIT
+from tpm_mtls.structures.tss2_file import PRIVATE_LIMIT
 from tpm_mtls.tpm import SRK_HANDLE
 
 if TYPE_CHECKING:

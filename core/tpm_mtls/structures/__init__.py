@@ -16,11 +16,20 @@ from tpm_mtls.structures.endorsement import (
     ek_template,
     find_ek_template,
 )
+from tpm_mtls.structures.nv_public import NvAttribute, NvPublic
 from tpm_mtls.structures.public_area import Attribute, PublicArea, parse_public_area, qualified_name
+from tpm_mtls.structures.sealed import (
+    SEALED_LIMIT,
+    SealedObject,
+    parse_sealed_pem,
+    read_sealed_files,
+    sealed_part,
+)
 from tpm_mtls.structures.signature import Signature, parse_signature, verify_signature
 from tpm_mtls.structures.tss2_key import Tss2Key, parse_tss2_pem
 
 __all__ = [
+    "SEALED_LIMIT",
     "Attest",
     "AttestType",
     "Attribute",
@@ -28,8 +37,11 @@ __all__ = [
     "Clock",
     "EkTemplate",
     "KeyAlgorithm",
+    "NvAttribute",
+    "NvPublic",
     "PublicArea",
     "Quoted",
+    "SealedObject",
     "Signature",
     "Tss2Key",
     "check_credential_key",
@@ -42,8 +54,11 @@ __all__ = [
     "make_credential",
     "parse_attest",
     "parse_public_area",
+    "parse_sealed_pem",
     "parse_signature",
     "parse_tss2_pem",
     "qualified_name",
+    "read_sealed_files",
+    "sealed_part",
     "verify_signature",
 ]
