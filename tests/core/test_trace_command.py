@@ -15,8 +15,9 @@ import pytest
 
 from support.openssl_tpm import MODULES
 from tpm_mtls.cli import run
+from tpm_mtls.programs import NOT_FOUND
 from tpm_mtls.relay import relay_tcti
-from tpm_mtls.trace import command, read_trace
+from tpm_mtls.trace import read_trace
 from tpm_mtls.trace.command import VARIABLES, traced
 
 if TYPE_CHECKING:
@@ -334,7 +335,7 @@ def test_without_a_tpm_the_program_is_not_started(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("TPM_MTLS_TCTI", "device:/dev/no-such-tpm")
     assert run(["trace", "--", "touch", str(tmp_path / "ran")]) == 3
     assert not (tmp_path / "ran").exists()
-    assert command.NOT_FOUND == 127
+    assert NOT_FOUND == 127
 
 
 def test_no_secret_is_in_what_is_shown_or_captured(

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-import click
-
 from tpm_mtls.files import refuse_existing, storage_errors
+from tpm_mtls.programs import cannot_run
 from tpm_mtls.relay import check_options, relay_tcti, tpm_behind
 from tpm_mtls.tcti import ENVIRONMENT, resolve_tcti
 from tpm_mtls.trace.presentation import JsonLines, TextLines
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 VARIABLES = (ENVIRONMENT, "TPM2OPENSSL_TCTI", "TPM2TOOLS_TCTI", "TPM2_PKCS11_TCTI")
 """By which environment variables programs are told where the TPM is."""
-
-NOT_FOUND, NOT_EXECUTABLE = 127, 126
-"""Exit statuses of POSIX shells: there is no such program; it cannot be run."""
 
 _NO_TPM = "none"  # tpm2-tools: work without one
 
@@ -83,7 +79,7 @@ def run(request: Request) -> int:
                 show.told,
             )
         except OSError as error:
-            return _cannot_run(request.command[0], error)
+            return cannot_run(request.command[0], error)
         show.write(lines.summary(show.summary, command=Path(request.command[0]).name, status=status))
         if show.failure is not None and request.out is not None:
             raise show.failure  # about stderr nobody could be told
@@ -161,13 +157,3 @@ def _output(path: Path | None) -> Iterator[TextIO]:
 def _takes_color(out: TextIO) -> bool:
     """Whether ``out`` is a terminal that shows colours; NO_COLOR (no-color.org) says that its user wants none."""
     return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def _cannot_run(program: str, error: OSError) -> int:
-    if isinstance(error, FileNotFoundError):
-        message, hint, status = f"there is no program {program}", "check its name and PATH", NOT_FOUND
-    else:
-        message = f"cannot run {program}: {(error.strerror or str(error)).lower()}"
-        hint, status = "check that it is a program, and that this user may run it", NOT_EXECUTABLE
-    click.echo(f"tpm-mtls: error: {message}\ntpm-mtls: hint: {hint}", err=True)
-    return status

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpm_mtls.files import storage_errors
+from tpm_mtls.programs import IGNORED_BY_PYTHON
 from tpm_mtls.trace.records import LINE_LIMIT
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ _FORWARDED = (
     signal.SIGCONT,
     signal.SIGWINCH,
 )
-_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def run_traced(
@@ -70,7 +70,7 @@ def run_traced(
             reader.start()
             # no subprocess: only posix_spawn gives the program the signal mask that was there before
             program = os.posix_spawnp(
-                command[0], list(command), environment(pipe), setsigmask=before, setsigdef=_IGNORED_BY_PYTHON
+                command[0], list(command), environment(pipe), setsigmask=before, setsigdef=IGNORED_BY_PYTHON
             )
             return _wait(program)
         finally:

@@ -1,0 +1,57 @@
+"""Secrets on their way in and out of a command: a file, or standard input and output, byte for byte."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tpm_mtls.authorization import read_secret
+from tpm_mtls.errors import UsageError
+from tpm_mtls.files import PRIVATE_FILE, read_capped, storage_errors, write_atomic
+
+
+def read_input(path: Path | None, *, limit: int, what: str) -> bytes:
+    """What is in the file ``path``, or comes on standard input; at a terminal, what is typed unseen, twice.
+
+    Args:
+        path: the file; none for standard input.
+        limit: bytes at the most.
+        what: what it is, for the prompt and the errors.
+
+    Raises:
+        UsageError: nothing comes, or more than ``limit`` bytes.
+        PemError: the file has more than ``limit`` bytes.
+        StorageError: it cannot be read.
+    """
+    if path is not None:
+        data = read_capped(path, limit=limit)
+    elif sys.stdin.isatty():
+        data = read_secret("prompt", what=what, confirm=True).value
+    else:
+        with storage_errors(Path("/dev/stdin"), "read"):
+            data = sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        raise UsageError(f"the {what} has more than {limit} bytes", hint="this is not what was meant")
+    if not data:
+        raise UsageError(f"the {what} is empty", hint="did the program that should write it fail?")
+    return data
+
+
+def write_output(path: Path | None, data: bytes, *, mode: int = PRIVATE_FILE) -> None:
+    """Writes ``data`` to the new file ``path`` (atomically, with ``mode``), or to standard output.
+
+    Raises:
+        StateError: the file exists.
+        StorageError: it cannot be written.
+    """
+    if path is not None:
+        write_atomic(path, data, mode=mode, replace=False)
+        return
+    output = sys.stdout
+    try:
+        with storage_errors(Path("/dev/stdout"), "write"):
+            output.buffer.write(data)
+            output.buffer.flush()
+    except BaseException:
+        sys.stdout = None  # type: ignore[assignment]  # what Python itself says of a process without one
+        raise
