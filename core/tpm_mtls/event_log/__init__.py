@@ -5,9 +5,9 @@
     changes = compare(earlier_log, log)                         # in words: str(change)
 
 Everything here is pure and needs no TPM. A log is only a claim: it lies in memory that the operating system can write.
-An entry is true if its digest is needed to arrive at a PCR value that a TPM vouches for. So its digests are measured, and
-its place among the entries of its PCR; its type, its number, and in general its data are not. Those serve for words, never
-for decisions: `Description.measured` says for how much of the words the digest stands.
+An entry is true if its digest is needed to arrive at a PCR value that a TPM vouches for. So its digests are measured,
+and its place among the entries of its PCR; its type, its number, and in general its data are not. Those serve for
+words, never for decisions: `Description.measured` says for how much of the words the digest stands.
 """
 
 from tpm_mtls.event_log.compare import Change, ChangeKind, compare

@@ -56,10 +56,10 @@ def record(*, pcrs: str, description: str, out: Path, tcti: str | None, as_json:
     """Write down the present values of this machine's PCRs, for an operator to sign."""
     import msgspec  # noqa: PLC0415 - `policy --help` stays quick
 
+    from tpm_mtls.policy.states import encode_state  # noqa: PLC0415 - imports msgspec
+
     state = _present_state(pcrs, tcti, description)
-    write_atomic(
-        out, msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n", mode=PUBLIC_FILE, replace=False
-    )
+    write_atomic(out, encode_state(state), mode=PUBLIC_FILE, replace=False)
     answer({"state": str(out), "pcrs": msgspec.to_builtins(state.pcrs, str_keys=True)}, str(out), as_json=as_json)
 
 

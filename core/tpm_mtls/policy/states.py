@@ -23,7 +23,7 @@ from tpm_mtls.policy.document import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -73,20 +73,26 @@ def read_state(pcrs: Pcrs, selection: str, *, now: datetime, description: str = 
         UsageError: ``selection`` is none.
         AlgorithmUnsupportedError: the TPM does not keep a bank.
     """
+    values = {bank: pcrs.read(bank, numbers) for bank, numbers in parse_selection(selection).items()}
+    return state_of(values, now=now, description=description)
+
+
+def state_of(values: Mapping[str, Mapping[int, bytes]], *, now: datetime, description: str = "") -> MachineState:
+    """The state in which the PCRs have ``values``, by bank and number."""
     recorded = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    found = []
-    for bank, numbers in parse_selection(selection).items():
-        values = pcrs.read(bank, numbers)
-        found.append(
+    return MachineState(
+        description=description,
+        pcrs=tuple(
             PolicyPcr(
                 bank=bank,
-                pcrs=numbers,
-                digest=pcr_digest([values[pcr] for pcr in numbers]).hex(),
-                values={pcr: values[pcr].hex() for pcr in numbers},
+                pcrs=tuple(sorted(found)),
+                digest=pcr_digest([found[pcr] for pcr in sorted(found)]).hex(),
+                values={pcr: found[pcr].hex() for pcr in sorted(found)},
                 recorded=recorded,
             )
-        )
-    return MachineState(description=description, pcrs=tuple(found))
+            for bank, found in values.items()
+        ),
+    )
 
 
 def read_state_file(path: Path) -> MachineState:
@@ -114,6 +120,11 @@ def parse_state(data: bytes, name: str) -> MachineState:
         raise PolicyError(f"{name} has format {state.format}, expected {FORMAT}", hint="use the tpm-mtls that made it")
     check_assertions(state.pcrs, name)
     return state
+
+
+def encode_state(state: MachineState) -> bytes:
+    """The file for ``state``."""
+    return msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n"
 
 
 def any_of(states: Sequence[MachineState]) -> tuple[Assertion, ...]:

@@ -1,0 +1,67 @@
+"""What the present values of the PCRs are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tpm_mtls.files import read_capped
+from tpm_mtls.key_reference import parse_key_reference
+from tpm_mtls.policy.document import LIMIT, parse_policy, parse_signed_policy
+from tpm_mtls.policy.files import POLICY_SUFFIX, SIGNED_SUFFIX, find_signed_policies
+from tpm_mtls.policy.states import parse_state
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tpm_mtls.policy.document import Assertion
+    from tpm_mtls.policy.files import FoundPolicy
+
+
+class Baseline(NamedTuple):
+    """Values that PCRs once had.
+
+    Attributes:
+        name: what says so, for people.
+        policy: the values, as assertions of a policy.
+        signed: the signed policies that count, where the policy leaves it to them; verified when they are judged.
+    """
+
+    name: str
+    policy: Sequence[Assertion]
+    signed: Sequence[FoundPolicy]
+
+
+def read_baseline(what: str | None, state_dir: Path, tcti: str | None) -> Baseline:
+    """The values that ``what`` wants.
+
+    Args:
+        what: a state that ``policy record`` or ``pcr predict`` wrote, a policy file, or a key or sealed object with a
+            policy beside it; the identity folder's key if none.
+        state_dir: the identity folder.
+        tcti: where the TPM is; asked only about a key at a handle.
+
+    Raises:
+        CredentialError: it is none of them, or the key has no policy.
+        StorageError: it cannot be read.
+    """
+    if what is None or not what.endswith(".json"):
+        return _of_key(what, state_dir, tcti)
+    path = Path(what)
+    data = read_capped(path, limit=LIMIT)
+    if what.endswith(SIGNED_SUFFIX):
+        return Baseline(what, parse_signed_policy(data, what).policy, ())
+    if what.endswith(POLICY_SUFFIX):
+        return Baseline(what, parse_policy(data, what).policy, find_signed_policies([path.absolute().parent])[0])
+    return Baseline(what, parse_state(data, what).pcrs, ())
+
+
+def _of_key(reference: str | None, state_dir: Path, tcti: str | None) -> Baseline:
+    from tpm_mtls.identity import CERTIFICATE, load_identity  # noqa: PLC0415 - only where a key is meant
+    from tpm_mtls.policy.key_policy import key_policy, read_public_area, require_policy  # noqa: PLC0415 - the same
+    from tpm_mtls.relay import policy_folders  # noqa: PLC0415 - the same
+
+    key = parse_key_reference(reference) if reference is not None else load_identity(state_dir).key
+    folders = policy_folders(key, state_dir / CERTIFICATE)
+    document = require_policy(key_policy(read_public_area(key, tcti), folders))
+    return Baseline(str(key), document.policy, find_signed_policies(folders)[0])
