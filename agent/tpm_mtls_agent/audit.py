@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tpm_mtls_agent.peers import Peer
 
 BURST: Final = 1000
-"""Lines about requests that never reached the TPM, in one go."""
+"""Lines in one go about requests that cost a client nothing, as they never reached the TPM."""
 
 RATE: Final = 1.0
 """Such lines for each second from then on, 20 MB a day at most; the others go at the TPM's pace."""
@@ -47,7 +47,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         pid: process.
         cgroup: control group.
         milliseconds: from the connection to the answer.
-        left_out: how many requests that never reached the TPM went without a line since the last one that has one.
+        left_out: how many requests went without a line since the line before.
     """
 
     time: str
@@ -110,13 +110,28 @@ class AuditLog:
         action: str | None = None,
         secret: str | None = None,
         index: str | None = None,
-        rc: int | None = None,
+        rc: int = 0,
+        cheap: bool = False,
     ) -> None:
         """Appends a line; see `Entry`.
+
+        Args:
+            peer: who asked.
+            result: what came of it.
+            seconds: from the connection to the answer.
+            action: what was asked.
+            secret: the keyed hash of the name.
+            index: the NV index that a set answered.
+            rc: the TPM's response code.
+            cheap: whether anybody can make such requests as fast as the machine can: no line if there were too many of
+                them lately, as the log must not fill the disk.
 
         Raises:
             StorageError: it cannot be written whole.
         """
+        if cheap and not self._spend():
+            self._left_out += 1
+            return
         entry = Entry(
             time=self._now().isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             result=result,
@@ -131,9 +146,20 @@ class AuditLog:
             milliseconds=round(seconds * 1000),
             left_out=self._left_out,
         )
-        line = msgspec.json.encode(entry) + b"\n"
-        if self._torn:
-            line = b"\n" + line
+        self._append(msgspec.json.encode(entry) + b"\n")
+        self._left_out = 0
+
+    def _spend(self) -> bool:
+        now = self._monotonic()
+        self._lines = min(float(BURST), self._lines + (now - self._since) * RATE)
+        self._since = now
+        if self._lines < 1:
+            return False
+        self._lines -= 1
+        return True
+
+    def _append(self, line: bytes) -> None:
+        line = b"\n" + line if self._torn else line
         with storage_errors(self._path, "write"):
             written = os.write(self._descriptor, line)
         self._torn = written < len(line)
@@ -143,26 +169,6 @@ class AuditLog:
                 hint="make room on that file system",
                 path=str(self._path),
             )
-        self._left_out = 0
-
-    def write_refusal(
-        self, peer: Peer, result: str, *, seconds: float, action: str | None = None, secret: str | None = None
-    ) -> None:
-        """Appends a line about a request that never reached the TPM, if there was not too much of that lately.
-
-        Anybody can make such requests as fast as the machine can, and the log must not fill the disk.
-
-        Raises:
-            StorageError: it cannot be written whole.
-        """
-        now = self._monotonic()
-        self._lines = min(BURST, self._lines + (now - self._since) * RATE)
-        self._since = now
-        if self._lines < 1:
-            self._left_out += 1
-            return
-        self._lines -= 1
-        self.write(peer, result, seconds=seconds, action=action, secret=secret)
 
 
 def _open(path: Path) -> tuple[int, bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -12,24 +11,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Waiting(Generic[T]):
-    item: T
-    since: float
-
-
 class FairQueue(Generic[T]):
     """Items of accounts. Whoever has a thousand waiting does not hold up who has one."""
 
     def __init__(self) -> None:
-        self._accounts: OrderedDict[Hashable, deque[_Waiting[T]]] = OrderedDict()  # whose turn it is comes first
+        self._accounts: OrderedDict[Hashable, deque[T]] = OrderedDict()  # whose turn it is comes first
 
     def __len__(self) -> int:
         return sum(map(len, self._accounts.values()))
 
-    def put(self, account: Hashable, item: T, now: float) -> None:
+    def put(self, account: Hashable, item: T) -> None:
         """Adds the account's last item."""
-        self._accounts.setdefault(account, deque()).append(_Waiting(item, now))
+        self._accounts.setdefault(account, deque()).append(item)
 
     def take(self, wait: Callable[[Hashable], float]) -> T | None:
         """The next item of the first account in turn that need not wait; none if there is no such.
@@ -40,7 +33,7 @@ class FairQueue(Generic[T]):
         for account, items in self._accounts.items():
             if wait(account) > 0:
                 continue
-            item = items.popleft().item
+            item = items.popleft()
             self._accounts.move_to_end(account)
             if not items:
                 del self._accounts[account]
@@ -51,13 +44,8 @@ class FairQueue(Generic[T]):
         """After how many seconds `take` gives something; none if nothing waits."""
         return min(map(wait, self._accounts), default=None)
 
-    def expired(self, since: Callable[[Hashable], float]) -> list[T]:
-        """Takes out all items that wait since ``since(account)`` or longer, oldest first within each account."""
-        found: list[T] = []
-        for account, items in list(self._accounts.items()):
-            limit = since(account)
-            while items and items[0].since <= limit:
-                found.append(items.popleft().item)
-            if not items:
-                del self._accounts[account]
-        return found
+    def remove(self, account: Hashable, item: T) -> None:
+        """Takes out an item that still waits."""
+        self._accounts[account].remove(item)
+        if not self._accounts[account]:
+            del self._accounts[account]

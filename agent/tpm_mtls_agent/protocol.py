@@ -20,7 +20,7 @@ import msgspec
 from tpm_mtls.errors import UsageError
 from tpm_mtls.secrets.protocol import ACTIONS, MESSAGE_LIMIT, Request, check_request
 
-EXAMPLE: Final = 'send one object such as {"action":"get","name":"…"}'
+EXAMPLE: Final = 'send one object such as {"action":"get","name":"NAME"}'
 
 _TOKENS = 64  # strings and commas of a request: five with "set", seven strings with a value; the rest for good messages
 
@@ -46,6 +46,11 @@ class RequestReader:
     def empty(self) -> bool:
         """Whether nothing but white space came."""
         return not self._begun
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return len(self._data)
 
     def feed(self, data: bytes) -> bool:
         """Takes what arrived; true when the object is complete. Each byte is looked at once.
@@ -77,10 +82,11 @@ class RequestReader:
 
     def _step(self) -> bool:
         """Goes on by one string or one character of structure; false when more bytes are needed."""
-        self._at = self._skip().match(self._data, self._at).end()  # type: ignore[union-attr] - matches nothing at least
+        skipped = self._skip().match(self._data, self._at)  # nothing at least
+        self._at = skipped.end() if skipped else self._at
         if self._at >= len(self._data):
             return False
-        character = self._data[self._at : self._at + 1]
+        character = bytes(self._data[self._at : self._at + 1])
         if character == b"\\":
             return False  # what it escapes has not come yet
         self._at += 1
