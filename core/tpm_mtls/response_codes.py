@@ -138,6 +138,12 @@ _FORMAT_ZERO_MEANINGS = {
     0x143: _Meaning(
         "TPM_RC_COMMAND_CODE", AlgorithmUnsupportedError, "this TPM does not have that command", "update its firmware"
     ),
+    0x14A: _Meaning(
+        "TPM_RC_NV_UNINITIALIZED",
+        TpmRefusedError,
+        "that NV index was never written",
+        "write it first; what is there: tpm2_nvreadpublic",
+    ),
     0x14B: _Meaning(
         "TPM_RC_NV_SPACE",
         TpmMemoryError,
@@ -168,6 +174,12 @@ _FORMAT_ZERO_MEANINGS = {
         "the TPM is out of object handles",
         "remove a key: tpm-mtls keygen remove",
     ),
+    0x920: _Meaning(
+        "TPM_RC_NV_RATE",
+        TpmRefusedError,
+        "the TPM slows writes to its NV memory down, so that it does not wear out",
+        "wait some minutes, and write less often",
+    ),
     0x921: _Meaning(
         "TPM_RC_LOCKOUT",
         TpmLockoutError,
@@ -181,6 +193,14 @@ _GONE = _Meaning(
     KeyGoneError,
     "the key that was loaded is no longer in the TPM: it restarted, or somebody flushed it",
     "load it again; programs that use the client do so by themselves",
+)
+
+_FORGED_ANSWER = 0x7001B
+_FORGED = _Meaning(
+    "TSS2_ESYS_RC_RSP_AUTH_FAILED",
+    TpmRefusedError,
+    "the answer is not the TPM's: something between here and the TPM changed it",
+    "look at what sits on its bus; a resource manager or a proxy may be broken, too",
 )
 
 _BROKEN_CONNECTION = {0x70007, NO_TPM}
@@ -262,6 +282,8 @@ def describe(rc: int) -> str:
 
 def _meaning(rc: int) -> _Meaning | None:
     code = rc & 0xFFFF
+    if rc == _FORGED_ANSWER:
+        return _FORGED
     if code & _FORMAT_ONE:
         return _FORMAT_ONE_MEANINGS.get(code & 0x3F)
     if 0x910 <= code <= 0x916:  # noqa: PLR2004 - TPM_RC_REFERENCE_H0 to H6, part 2, table 18

@@ -50,6 +50,10 @@ class TpmProxy:
         """
         self._add(command, {"signal": int(number), "skip": skip})
 
+    def spoil(self, command: int, position: int) -> None:
+        """One bit of the answers to ``command`` is wrong, in the byte at ``position``, from behind where negative."""
+        self._add(command, {"spoil": position})
+
     def hold(self, command: int, *, skip: int = 0) -> HeldCommands:
         """Keeps the answers to ``command`` back until they are released, or `HOLD_LIMIT` is over.
 
@@ -107,6 +111,10 @@ def _main(port: int, rules: dict[str, dict[str, int]], folder: Path) -> None:
             if rule["signal"] == signal.SIGKILL:
                 return
             del rules[str(code)]
+        elif "spoil" in rule:
+            spoilt = bytearray(_ask(port, command))
+            spoilt[rule["spoil"]] ^= 1
+            response = bytes(spoilt)
         elif "hold" in rule and rule["skip"] == 0:
             response = _ask(port, command)
             _hold(folder)

@@ -35,6 +35,10 @@ class CommandTrace:
             each.name if not each.response else f"{each.name}={each.response:#x}" for each in read_trace(self._file)
         ]
 
+    def captured(self) -> bytes:
+        """Every byte that crossed the bus since the last `restart`, and the capture's own headers."""
+        return self._file.read_bytes()
+
     @property
     def _file(self) -> Path:
         return self._folder / f"commands-{self._number}.pcapng"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from tpm_mtls.errors import PolicyError
 from tpm_mtls.policy.check import signed_for
 from tpm_mtls.policy.digest import policy_digest
-from tpm_mtls.policy.document import PolicyAuthorize, PolicyAuthValue, PolicyNv, PolicyOr, PolicyPcr, SignedPolicy
+from tpm_mtls.policy.document import PolicyAuthorize, PolicyAuthValue, PolicyNv, PolicyOr, PolicyPcr
 from tpm_mtls.policy.signing import verify_signed_policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tpm_mtls.policy.document import Assertion
+    from tpm_mtls.policy.document import Assertion, SignedPolicy, Signer
     from tpm_mtls.policy.files import FoundPolicy
 
 WAYS_LIMIT: Final = 64
@@ -61,10 +61,19 @@ class JoinBranches:
 
 @dataclass(frozen=True)
 class ProveApproval:
-    """TPM2_PolicyAuthorize: what was proved so far is what ``signed`` says, which the signer approved."""
+    """TPM2_PolicyAuthorize: what was proved so far is what the signer approved.
 
-    authorize: PolicyAuthorize
-    signed: SignedPolicy
+    Attributes:
+        signer: who signed.
+        policy_ref: for what it is meant.
+        digest: approvedPolicy.
+        signature: TPMT_SIGNATURE over SHA-256(approvedPolicy || policyRef).
+    """
+
+    signer: Signer
+    policy_ref: bytes
+    digest: bytes
+    signature: bytes
 
 
 Step: TypeAlias = ProvePcrs | ProveAuthorization | ProveNv | JoinBranches | ProveApproval
@@ -117,7 +126,7 @@ def _ways(
     elif isinstance(first, PolicyAuthorize):
         for each in _approved(first, signed, problems):
             for head in _ways(each.policy, (), problems, early=True):
-                yield (*head, ProveApproval(first, each), *tail)
+                yield (*head, _approval(first, each), *tail)
     else:
         yield (_step(first, early=early), *tail)
 
@@ -132,6 +141,11 @@ def _approved(
             problems.append(error)
             continue
         yield found.policy
+
+
+def _approval(authorize: PolicyAuthorize, signed: SignedPolicy) -> ProveApproval:
+    reference, digest, signature = map(bytes.fromhex, (authorize.policy_ref, signed.digest, signed.signature))
+    return ProveApproval(authorize.signer, reference, digest, signature)
 
 
 def _step(assertion: Assertion, *, early: bool) -> Step:

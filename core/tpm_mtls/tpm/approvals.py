@@ -24,42 +24,32 @@ class Approvals:
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._context = resources.context
-        self._tickets: dict[tuple[str, ...], Any] = {}
+        self._tickets: dict[ProveApproval, Any] = {}
 
     def ticket(self, approval: ProveApproval) -> Any:  # noqa: ANN401 - a TPMT_TK_VERIFIED, of a library without types
         """The ticket; costs three commands the first time, then none."""
-        key = _key(approval)
-        if key not in self._tickets:
+        if approval not in self._tickets:
             if len(self._tickets) >= TICKETS_LIMIT:
                 self._tickets.clear()
-            self._tickets[key] = self._verify(approval)
-        return self._tickets[key]
+            self._tickets[approval] = self._verify(approval)
+        return self._tickets[approval]
 
     def knows(self, approval: ProveApproval) -> bool:
         """Whether its ticket is from before."""
-        return _key(approval) in self._tickets
+        return approval in self._tickets
 
     def forget(self, approval: ProveApproval) -> None:
         """The TPM does not take its ticket any more."""
-        self._tickets.pop(_key(approval), None)
+        self._tickets.pop(approval, None)
 
     def _verify(self, approval: ProveApproval) -> Any:  # noqa: ANN401 - as above
         """By a ticket of the owner hierarchy: one of the null hierarchy would end with the next restart."""
-        signed = approval.signed
-        digest = hashlib.sha256(bytes.fromhex(signed.digest + signed.policy_ref)).digest()
+        digest = hashlib.sha256(approval.digest + approval.policy_ref).digest()
         with self._resources.command("load the key that signs policies"):
             loaded = self._context.load_external(
-                sized_public(bytes.fromhex(approval.authorize.signer.public)), hierarchy=ESYS_TR.OWNER
+                sized_public(bytes.fromhex(approval.signer.public)), hierarchy=ESYS_TR.OWNER
             )
-            key = self._resources.register(loaded)
-        try:
-            with self._resources.command("verify a signed policy"):
-                signature, _ = TPMT_SIGNATURE.unmarshal(bytes.fromhex(signed.signature))
-                return self._context.verify_signature(loaded, digest, signature)
-        finally:
-            self._resources.flush(key)
-
-
-def _key(approval: ProveApproval) -> tuple[str, ...]:
-    signed = approval.signed
-    return approval.authorize.signer.public, signed.digest, signed.policy_ref, signed.signature
+            self._resources.register(loaded)
+        with self._resources.flushing(loaded), self._resources.command("verify a signed policy"):
+            signature, _ = TPMT_SIGNATURE.unmarshal(approval.signature)
+            return self._context.verify_signature(loaded, digest, signature)

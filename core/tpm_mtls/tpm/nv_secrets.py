@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, Final
 from tpm2_pytss.constants import ESYS_TR
 from tpm2_pytss.types import TPM2B_AUTH, TPM2B_NV_PUBLIC, TPMS_NV_PUBLIC
 
-from tpm_mtls.errors import PolicyError, TpmRefusedError
+from tpm_mtls.errors import (
+    AuthorizationError,
+    HandleNotFoundError,
+    HandleOccupiedError,
+    PemError,
+    PolicyError,
+    TpmMemoryError,
+    TpmRefusedError,
+)
 from tpm_mtls.policy.digest import policy_digest
 from tpm_mtls.structures.nv_public import NvAttribute, NvPublic, parse_nv_public
 from tpm_mtls.tpm.nv import PIECE, occupied
@@ -90,6 +98,9 @@ class NvSecrets:
                 self._resources.command(f"make NV {public.index:#010x}", option="--owner-auth"),
             ):
                 self._context.tr_close(self._context.nv_define_space(value, area, session1=session))
+        except TpmMemoryError as error:
+            error.hint = "see what takes it: tpm2_getcap handles-nv-index; free some: tpm-mtls secret del"
+            raise
         except TpmRefusedError as error:
             if error.rc != _NV_DEFINED:
                 raise
@@ -101,10 +112,12 @@ class NvSecrets:
 
         Raises:
             HandleNotFoundError: it is not defined.
-            AuthorizationError: it is another index; or the owner hierarchy has another authorization value.
+            HandleOccupiedError: it is another index; it stays.
+            AuthorizationError: the owner hierarchy has another authorization value.
             StorageRootKeyChangedError: the storage root key is not the expected one; nothing was sent.
         """
         with (
+            self._comparing(public),
             self._index(public) as resource,
             self._sessions.hmac(0) as session,
             self._resources.command(f"remove NV {public.index:#010x}", option="--owner-auth"),
@@ -136,7 +149,8 @@ class NvSecrets:
 
         Raises:
             HandleNotFoundError: it is not defined.
-            AuthorizationError: it has another authorization value, or is another index.
+            HandleOccupiedError: it is another index.
+            AuthorizationError: it has another authorization value.
             PolicyRefusedError: its policy does not hold now; what differs is in the message.
             PolicyError: ``policy`` is not the index's, or lacks a signed policy.
             StorageRootKeyChangedError: the storage root key is not the expected one; nothing was sent.
@@ -174,6 +188,7 @@ class NvSecrets:
             handle = ESYS_TR.OWNER if access.by_owner else resource
             self._use(
                 f"write NV {public.index:#010x}",
+                public,
                 access,
                 INTO_TPM,
                 lambda sessions: self._context.nv_write(resource, data, offset, auth_handle=handle, **sessions),
@@ -187,19 +202,45 @@ class NvSecrets:
             return bytes(
                 self._use(
                     f"read NV {public.index:#010x}",
+                    public,
                     access,
                     OUT_OF_TPM,
                     lambda sessions: self._context.nv_read(resource, size, offset, auth_handle=handle, **sessions),
                 )
             )
 
-    def _use(self, doing: str, access: _Access, direction: int, call: Callable[[Mapping[str, Any]], Any]) -> Any:  # noqa: ANN401 - what a library without types gives
+    def _use(
+        self, doing: str, public: NvPublic, access: _Access, direction: int, call: Callable[[Mapping[str, Any]], Any]
+    ) -> Any:  # noqa: ANN401 - what a library without types gives
         def send(sessions: Mapping[str, Any]) -> Any:  # noqa: ANN401 - as above
             with self._resources.command(doing, option="--owner-auth" if access.by_owner else "--auth"):
                 return call(sessions)
 
-        with secret_errors(self._tpm, doing, access.proof):
+        with secret_errors(self._tpm, doing, access.proof), self._comparing(public):
             return self._policies.use(access.proof, direction, send)
+
+    @contextmanager
+    def _comparing(self, public: NvPublic) -> Iterator[None]:
+        """Tells a wrong authorization value from another index in its place (one command where one is refused)."""
+        try:
+            yield
+        except HandleNotFoundError as error:
+            error.hint = "was the TPM cleared, or the index removed? see what is there: tpm2_getcap handles-nv-index"
+            raise
+        except AuthorizationError as error:
+            if self._differs(public):
+                raise HandleOccupiedError(
+                    f"the NV index {public.index:#010x} is not the one that was made, but another",
+                    hint="see what is there: tpm2_nvreadpublic",
+                    handle=public.index,
+                ) from error
+            raise
+
+    def _differs(self, public: NvPublic) -> bool:
+        try:
+            return self.inspect(public.index) != public
+        except PemError:
+            return True
 
     @contextmanager
     def _index(self, public: NvPublic, authorization: Secret | None = None) -> Iterator[Any]:

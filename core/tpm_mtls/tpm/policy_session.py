@@ -174,11 +174,7 @@ class PolicySessions:
         ticket = self._approvals.ticket(step)
         with self._resources.command("prove the policy"):
             self._context.policy_authorize(
-                session,
-                bytes.fromhex(step.signed.digest),
-                bytes.fromhex(step.authorize.signer.name),
-                ticket,
-                bytes.fromhex(step.authorize.policy_ref),
+                session, step.digest, bytes.fromhex(step.signer.name), ticket, step.policy_ref
             )
 
 

@@ -124,6 +124,17 @@ class Resources:
         self._loaded.remove(int(session))
         self.context.tr_close(ESYS_TR(session))
 
+    @contextmanager
+    def flushing(self, resource: int) -> Iterator[None]:
+        """Flushes ``resource`` after the block; if the block fails, its error is the one to tell."""
+        try:
+            yield
+        except BaseException:
+            with suppress(TpmMtlsError):
+                self.flush(int(resource))
+            raise
+        self.flush(int(resource))
+
     def flush(self, resource: int) -> None:
         """Removes a loaded object from the TPM's slots; one that is persistent, or gone already, is no error."""
         if resource in self._loaded:

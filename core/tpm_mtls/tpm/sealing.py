@@ -130,10 +130,8 @@ class Sealing:
         ):
             item = self._context.load(parent, private, public, session1=session)
             self._resources.register(item)
-        try:
+        with self._resources.flushing(item):
             yield item
-        finally:
-            self._resources.flush(int(item))
 
     @contextmanager
     def _parent_session(self) -> Iterator[Any]:

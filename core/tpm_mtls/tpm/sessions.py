@@ -7,7 +7,7 @@ that the TPM names when it is first asked.
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_SE, TPMA_SESSION
@@ -20,7 +20,6 @@ from tpm_mtls.errors import (
     StorageRootKeyChangedError,
     TpmLockoutError,
     TpmMemoryError,
-    TpmMtlsError,
     TpmRefusedError,
 )
 from tpm_mtls.tpm.storage_root import SRK_HANDLE
@@ -104,13 +103,9 @@ class Sessions:
         public = self.srk()
         with self._suspecting(public):
             started = self._start(kind, public)
-            try:
+            with self._resources.flushing(started):
                 yield started
-            except BaseException:
-                with suppress(TpmMtlsError):  # the first error is the one to tell
-                    self._resources.flush(int(started))
-                raise
-            self._resources.ended(started)
+                self._resources.ended(started)
 
     def _start(self, kind: TPM2_SE, public: PublicArea) -> Any:  # noqa: ANN401 - as above
         cipher = TPMT_SYM_DEF(
