@@ -9,6 +9,8 @@ import grp
 import os
 import socket
 import stat
+import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tpm_mtls.errors import StateError, UsageError
@@ -26,6 +28,7 @@ BACKLOG: Final = 4096
 
 _ROOT_AND_GROUP = 0o660
 _ALONE = 0o600
+_CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _PATH_LIMIT = 107  # bytes of sun_path (unix(7)), without the NUL at its end
 
 
@@ -101,7 +104,7 @@ def _make_room(path: Path) -> None:
         raise StateError(
             f"{path} is there already, and is no socket", hint="name another --socket, or remove that yourself"
         )
-    if is_alive(path):
+    if listener(path) is not None:
         raise StateError(
             f"another daemon listens at {path}", hint="end it first, or name another --socket; who: ss -xlp"
         )
@@ -109,8 +112,21 @@ def _make_room(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def is_alive(path: Path) -> bool:
-    """Whether a process listens at the socket file ``path``.
+@dataclass(frozen=True)
+class Listener:
+    """Who listens at a socket.
+
+    Attributes:
+        pid: the process that began to; systemd where it made the socket. None if it has no room for us to find out.
+        uid: its user; none as above.
+    """
+
+    pid: int | None
+    uid: int | None
+
+
+def listener(path: Path) -> Listener | None:
+    """Who listens at the socket file ``path``; none if nobody does. Whoever it is sees a connection without a word.
 
     Raises:
         StorageError: this user may not find out.
@@ -120,14 +136,16 @@ def is_alive(path: Path) -> bool:
         try:
             probe.connect(str(path))
         except (ConnectionRefusedError, FileNotFoundError):
-            return False
+            return None
         except BlockingIOError:
-            return True  # it listens, and has no room
+            return Listener(None, None)
         except OSError as error:
-            if error.errno == errno.EPROTOTYPE:
-                return True  # a socket of another kind; only a living one is known to be of any
+            if error.errno == errno.EPROTOTYPE:  # of another kind, and only a living one is known to be of any
+                return Listener(None, None)
             raise storage_error(error, path, "connect to") from error
-    return True
+        data = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(data)
+    return Listener(pid, uid)
 
 
 def _admit(path: Path, group: str | None, say: Callable[[str], None]) -> None:

@@ -67,7 +67,7 @@ class SecretService:
         self._limits = limits
         self._clock = clock
         self._queue: FairQueue[_Job] = FairQueue()
-        self._wrong_names = WrongNames()
+        self._wrong_names = WrongNames(free=limits.wrong_names, interval=limits.wrong_name_interval)
         self._changed = asyncio.Event()
         self._ending = False
         self._unlogged = False
@@ -117,7 +117,7 @@ class SecretService:
         """What comes of the request when it was its turn."""
         self._queue.put(job.account, job)
         self._changed.set()
-        early = min(self._limits.wrong_names, self._limits.queue)
+        early = min(self._limits.wrong_name_wait, self._limits.queue)
         await asyncio.wait([job.done], timeout=early)
         if not job.begun and (seconds := self._wait(job.account)) > 0:
             self._queue.remove(job.account, job)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tpm_mtls_agent import wrong_names
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -19,7 +21,9 @@ class Limits:
         request: from the connection to the end of its request.
         answer: for a client to take the answer, and to close the connection.
         queue: for a request to wait for the TPM. 256 sets at a slow chip's half a second each take as long.
-        wrong_names: for a request to wait because its account asked for too many wrong names.
+        wrong_names: how many an account may ask for in one go.
+        wrong_name_interval: for each one after these.
+        wrong_name_wait: for a request to wait because its account asked for too many.
         ending: for the requests in work when the agent is told to end.
         stuck: for the TPM to work on one request, before the watchdog is no longer fed.
     """
@@ -29,7 +33,9 @@ class Limits:
     request: float = 5.0
     answer: float = 5.0
     queue: float = 150.0
-    wrong_names: float = 10.0
+    wrong_names: int = wrong_names.FREE
+    wrong_name_interval: float = wrong_names.INTERVAL
+    wrong_name_wait: float = 10.0
     ending: float = 60.0
     stuck: float = 120.0
 
