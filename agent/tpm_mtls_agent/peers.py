@@ -31,7 +31,7 @@ _SO_PEERPIDFD = 77
 
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _ID = struct.Struct("=I")
-_GROUPS_LIMIT = 65536  # NGROUPS_MAX
+_GROUPS_LIMIT = 1024  # bytes, what Python reads at most: 256 groups
 _CGROUP_LIMIT = 64 * 1024  # bytes; a line for each hierarchy, of up to 4096 bytes
 
 _UNIFIED = re.compile(rb"^0::(/.*)$", re.MULTILINE)
@@ -75,11 +75,9 @@ def peer_of(connection: socket.socket, *, processes: Path = Path("/proc")) -> Pe
 
 def _groups(connection: socket.socket) -> list[int]:
     try:
-        data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 64 * _ID.size)
-    except OSError as error:
-        if error.errno != errno.ERANGE:
-            return []  # a kernel before 4.13: its first group is all that is known
-        data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_LIMIT * _ID.size)
+        data = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_LIMIT)
+    except OSError:
+        return []  # a kernel before 4.13, or more of them: its first group is all that is known
     return [group for (group,) in _ID.iter_unpack(data)]
 
 
