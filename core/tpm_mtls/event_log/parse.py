@@ -109,16 +109,15 @@ def _digest_sizes(data: bytes) -> dict[int, int]:
 
 def _startup_locality(entries: list[Entry], cursor: Cursor) -> int:
     found: int | None = None
-    for entry in entries:
-        if entry.pcr != 0:
+    measured = False
+    for entry in (each for each in entries if each.pcr == 0):
+        measured |= entry.extends
+        if entry.extends or not entry.data.startswith(_STARTUP_LOCALITY):
             continue
-        if entry.extends:
-            break
-        if entry.data.startswith(_STARTUP_LOCALITY):
-            locality = entry.data[len(_STARTUP_LOCALITY) :]
-            if found is not None or len(locality) != 1 or locality[0] not in _LOCALITIES:  # 5
-                raise cursor.malformed(f"entry {entry.number} is no possible startup locality, or a second one")
-            found = locality[0]
+        locality = entry.data[len(_STARTUP_LOCALITY) :]
+        if measured or found is not None or len(locality) != 1 or locality[0] not in _LOCALITIES:  # 5
+            raise cursor.malformed(f"entry {entry.number} is no startup locality, a second one, or comes too late")
+        found = locality[0]
     return found or 0
 
 
