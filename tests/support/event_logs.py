@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 ALGORITHMS = {"sha1": 0x0004, "sha256": 0x000B, "sha384": 0x000C, "sha512": 0x000D, "0x0012": 0x0012}
 STARTUP_CLEAR = bytes.fromhex("80010000000c000001440000")
 H_CRTM = 4  # the locality in which the hardware measures before TPM2_Startup
+SIGNATURE_KINDS = {
+    "x509": bytes.fromhex("a159c0a5e494a74a87b5ab155c2bf072"),
+    "sha256": bytes.fromhex("2616c4c14c509240aca941f936934328"),
+    "other": bytes(16),
+}
 RECORDED = ("bios", "uefi", "uefi-secureboot", "uefi-sha256only")
 BOOT_PCRS = (*range(10), 14)
 """What the boot measures into; in 10, IMA went on."""
@@ -58,6 +63,13 @@ def entry(
 def variable_data(name: str, content: bytes) -> bytes:
     """UEFI_VARIABLE_DATA."""
     return bytes(16) + struct.pack("<QQ", len(name), len(content)) + name.encode("utf-16-le") + content
+
+
+def signature_list(kind: str, *entries: bytes) -> bytes:
+    """EFI_SIGNATURE_LIST: of certificates (``x509``), hashes (``sha256``), or others; all as long as the first."""
+    size = 16 + len(entries[0])
+    content = b"".join(b"owner".ljust(16) + each for each in entries)
+    return SIGNATURE_KINDS[kind] + struct.pack("<III", 28 + len(content), 0, size) + content
 
 
 def program_data(path: str) -> bytes:
