@@ -10,22 +10,25 @@ from tpm_mtls.errors import UsageError
 from tpm_mtls.files import PRIVATE_FILE, read_capped, storage_errors, write_atomic
 
 
-def read_input(path: Path | None, *, limit: int, what: str) -> bytes:
-    """What is in the file ``path``, or comes on standard input; at a terminal, what is typed unseen, twice.
+def read_input(path: Path | None, *, limit: int, what: str, typed: bool = True) -> bytes:
+    """What is in the file ``path``, or comes on standard input.
 
     Args:
         path: the file; none for standard input.
         limit: bytes at the most.
         what: what it is, for the prompt and the errors.
+        typed: at a terminal, ask for a line, unseen, twice.
 
     Raises:
-        UsageError: nothing comes, or more than ``limit`` bytes.
+        UsageError: there is none, or it has more than ``limit`` bytes.
         PemError: the file has more than ``limit`` bytes.
         StorageError: it cannot be read.
     """
     if path is not None:
         data = read_capped(path, limit=limit)
     elif sys.stdin.isatty():
+        if not typed:
+            raise UsageError(f"there is no {what}", hint="name its file, or send it to standard input")
         data = read_secret("prompt", what=what, confirm=True).value
     else:
         with storage_errors(Path("/dev/stdin"), "read"):

@@ -18,7 +18,7 @@ def policy_options(function: F) -> F:
     file = click.Path(dir_okay=False, path_type=Path)
     options = [
         click.option(
-            "--pcrs", metavar="BANK:N,…", help="The key works only while these PCRs are as now, such as sha256:0,2,4,7."
+            "--pcrs", metavar="BANK:N,…", help="Usable only while these PCRs are as now, such as sha256:0,2,4,7."
         ),
         click.option(
             "--pcr-values",
@@ -29,8 +29,8 @@ def policy_options(function: F) -> F:
         click.option(
             "--policy-signer",
             type=file,
-            help="The key works while the machine's state is one that this operator signed (PEM public key; "
-            "tpm-mtls policy sign).",
+            help="Usable while the machine's state is one that this operator signed (PEM public key; tpm-mtls policy "
+            "sign).",
         ),
         click.option("--policy-ref", metavar="TEXT", help="What the operator's policies must be meant for."),
         click.option(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tpm_mtls.tpm.policy_session import PolicySessions
     from tpm_mtls.tpm.resources import Resources
     from tpm_mtls.tpm.sessions import Sessions
+    from tpm_mtls.tpm.values import LoadedKey
 
 
 class Sealing:
@@ -91,6 +92,7 @@ class Sealing:
         policy: Sequence[Assertion] = (),
         signed_policies: Sequence[FoundPolicy] = (),
         authorization: Secret | None = None,
+        parent: LoadedKey | None = None,
     ) -> bytes:
         """The data in ``sealed`` (four commands, with a policy on PCRs five; one more if the SRK has a password).
 
@@ -99,6 +101,7 @@ class Sealing:
             policy: the one it was sealed with; may be empty where it has none.
             signed_policies: the newest first, where ``policy`` asks for one.
             authorization: its authorization value, if it has one.
+            parent: under which key another program sealed it; none for the storage root key.
 
         Raises:
             PolicyError: ``policy`` is not the object's, or lacks a signed policy.
@@ -111,7 +114,7 @@ class Sealing:
         _check_policy(sealed, policy)
         doing = "unseal the data"
         proof = Proof(policy, signed_policies, may_have_value=_may_have_value(sealed))
-        with secret_errors(self._tpm, doing, proof), self._loaded(sealed) as item:
+        with secret_errors(self._tpm, doing, proof), self._loaded(sealed, parent) as item:
             self._resources.authorize(item, authorization)
 
             def send(sessions: Mapping[str, Any]) -> bytes:
@@ -121,17 +124,24 @@ class Sealing:
             return self._policies.use(proof, OUT_OF_TPM, send)
 
     @contextmanager
-    def _loaded(self, sealed: SealedObject) -> Iterator[Any]:
+    def _loaded(self, sealed: SealedObject, under: LoadedKey | None) -> Iterator[Any]:
         private, public = TPM2B_PRIVATE(sealed.private), sized_public(sealed.public.data)
         with (
-            self._parent() as parent,
-            self._parent_session() as session,
+            self._authorized_parent(under) as (parent, session),
             self._resources.command("load the sealed data", option="--srk-auth"),
         ):
             item = self._context.load(parent, private, public, session1=session)
             self._resources.register(item)
         with self._resources.flushing(item):
             yield item
+
+    @contextmanager
+    def _authorized_parent(self, other: LoadedKey | None) -> Iterator[tuple[Any, Any]]:
+        if other is not None:
+            yield ESYS_TR(other.resource), ESYS_TR.PASSWORD
+            return
+        with self._parent() as parent, self._parent_session() as session:
+            yield parent, session
 
     @contextmanager
     def _parent_session(self) -> Iterator[Any]:
@@ -147,7 +157,8 @@ class Sealing:
         public = self._sessions.srk()
         with self._resources.referring(self._resources.refer_key(SRK_HANDLE, public)) as parent:
             self._resources.authorize(parent, self._srk_authorization)
-            yield parent
+            with self._sessions.suspecting(public):
+                yield parent
 
 
 def _check_policy(sealed: SealedObject, policy: Sequence[Assertion]) -> None:

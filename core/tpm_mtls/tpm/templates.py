@@ -119,6 +119,13 @@ def hierarchy_parent_template(*, rsa: bool) -> bytes:
     return bytes(public.marshal())
 
 
+def tools_parent_template(*, rsa: bool) -> bytes:
+    """The primary key that ``tpm2_createprimary -G ecc``, or ``rsa``, makes by default: as above, without noDA."""
+    attributes = BORN_INSIDE | Attribute.USERWITHAUTH | Attribute.RESTRICTED | Attribute.DECRYPT
+    public = _rsa(2048, attributes, _aes_128_cfb()) if rsa else _ecc(TPM2_ECC.NIST_P256, attributes, _aes_128_cfb())
+    return bytes(public.marshal())
+
+
 def _aes_128_cfb() -> TPMT_SYM_DEF_OBJECT:
     return TPMT_SYM_DEF_OBJECT(
         algorithm=TPM2_ALG.AES, keyBits=TPMU_SYM_KEY_BITS(aes=128), mode=TPMU_SYM_MODE(aes=TPM2_ALG.CFB)
