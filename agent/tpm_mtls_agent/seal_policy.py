@@ -104,7 +104,8 @@ def remembered_policy(tpm: Tpm, policy: SealPolicy, digest: bytes, *, now: datet
     """
     if not policy:
         raise PolicyError(
-            "what was sealed has a policy, and nothing says which", hint="say what it was: --pcrs, --policy-signer or --policy FILE"
+            "what was sealed has a policy, and nothing says which",
+            hint="say what it was: --pcrs, --policy-signer or --policy FILE",
         )
     assertions = policy.file
     if policy.wish is not None and policy.wish.signer is not None:
