@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from tpm2_pytss.TSS2_Exception import TSS2_Exception
 from tpm2_pytss.types import TPM2B_PUBLIC, TPMT_PUBLIC
 
-from tpm_mtls.errors import AuthorizationError
+from tpm_mtls.errors import AuthorizationError, TpmRefusedError
 from tpm_mtls.response_codes import tpm_error
 from tpm_mtls.structures import PublicArea, parse_public_area
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_DAMAGED = {0x095, 0x09A, 0x0A5, 0x0A7}  # TPM_RC_SIZE, INSUFFICIENT, BINDING, ECC_POINT, without the parameter's number
 _INTERRUPTS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # the one that raises by default is restored last
 
 
@@ -74,3 +75,8 @@ def public_area(public: TPM2B_PUBLIC) -> PublicArea:
 def sized_public(data: bytes) -> TPM2B_PUBLIC:
     """A marshalled TPMT_PUBLIC as commands take it."""
     return TPM2B_PUBLIC(publicArea=TPMT_PUBLIC.unmarshal(data)[0])
+
+
+def says_damaged(error: TpmRefusedError) -> bool:
+    """Whether the TPM refused a parameter because its structure is damaged."""
+    return error.rc & 0xBF in _DAMAGED

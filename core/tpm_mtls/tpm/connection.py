@@ -24,7 +24,7 @@ from tpm_mtls.errors import (
     TpmRefusedError,
 )
 from tpm_mtls.tpm.attestation import Attestation
-from tpm_mtls.tpm.boundary import command, public_area, sized_public
+from tpm_mtls.tpm.boundary import command, public_area, says_damaged, sized_public
 from tpm_mtls.tpm.capabilities import read_facts, read_persistent_handles
 from tpm_mtls.tpm.counter import Counters
 from tpm_mtls.tpm.endorsement import EndorsementKeys
@@ -54,7 +54,6 @@ OWNER_HIERARCHY = 0x40000001
 
 _NO_COMMAND = 0x143  # TPM_RC_COMMAND_CODE: part 2, 6.6.3
 _NV_DEFINED = 0x14C  # TPM_RC_NV_DEFINED
-_DAMAGED = {0x095, 0x09A, 0x0A5, 0x0A7}  # TPM_RC_SIZE, INSUFFICIENT, BINDING, ECC_POINT, without the parameter's number
 _HASHES = {"sha256": TPM2_ALG.SHA256, "sha384": TPM2_ALG.SHA384, "sha512": TPM2_ALG.SHA512}
 
 
@@ -203,7 +202,7 @@ class Tpm:
                 rc=error.rc,
             ) from error
         except TpmRefusedError as error:
-            if error.rc & 0xBF not in _DAMAGED:
+            if not says_damaged(error):
                 raise
             raise PemError(
                 f"{error}: the key is damaged", hint="copy its file again, or make a new key: tpm-mtls keygen create"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ def open_tpm(
         TpmUnavailableError: no TPM answers there.
     """
     where = resolve_tcti(tcti)
-    with command("open the TPM", where):
+    with command("open the TPM", where), _ending_by_sigterm(where):
         context = ESAPI(where)
     try:
         resources = Resources(context, where)
@@ -59,3 +60,19 @@ def open_tpm(
         resources.flush_all()
     finally:
         context.close()
+
+
+@contextmanager
+def _ending_by_sigterm(where: str) -> Iterator[None]:
+    """For the start of a ``cmd`` transport's program: libtss2 ends it by SIGTERM and waits, so it must not be blocked.
+
+    What is blocked in this thread, the program inherits: src/tss2-tcti/tcti-cmd.c, reap_child.
+    """
+    if "cmd:" not in where:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

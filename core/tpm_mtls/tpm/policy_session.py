@@ -21,7 +21,7 @@ from tpm_mtls.tpm.approvals import Approvals
 from tpm_mtls.tpm.pcrs import pcr_selection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tpm_mtls.policy.document import Assertion, PolicyNv
     from tpm_mtls.policy.files import FoundPolicy
@@ -39,6 +39,8 @@ _NV_UNINITIALIZED: Final = 0x14A
 _VALUE_1, _VALUE_4 = 0x1C4, 0x4C4
 _HASH_2, _VALUE_2 = 0x2C3, 0x2C4
 _HANDLES: Final = {0x18B, 0x28B}
+
+_HINT: Final = "see which PCRs differ: tpm-mtls pcr diff"
 
 _PATIENCE: Final = 3
 """Attempts, when a PCR changes in the midst of one: Linux' IMA extends PCR 10 for each new file that it measures."""
@@ -93,51 +95,67 @@ class PolicySessions:
         remaining = _PATIENCE
         while True:
             try:
-                return self._use(ways, proof, direction, send)
+                return self._try_all(ways, proof, direction, send)
             except PolicyRefusedError as error:
                 remaining -= 1
                 if error.rc != _PCR_CHANGED or not remaining:
                     raise
 
-    def _use(
+    def _try_all(
         self, ways: Sequence[Way], proof: Proof, direction: int, send: Callable[[Mapping[str, Any]], _Result]
     ) -> _Result:
-        with self._sessions.policy() as session:
-            way = self._prove(session, ways)
-            if not proof.may_have_value or ProveAuthorization() in way:
-                self._sessions.encrypt(session, direction)
-                return send({"session1": session})
-            with self._sessions.hmac(direction) as encrypting:
-                return send({"session1": session, "session2": encrypting})
-
-    def _prove(self, session: Any, ways: Sequence[Way]) -> Way:  # noqa: ANN401 - an ESYS_TR, of a library without types
-        """Proves one of ``ways``, which comes back."""
-        obstacle: TpmRefusedError | None = None
-        for way in ways:
-            if obstacle is not None:
-                with self._resources.command("begin the policy anew"):
-                    self._context.policy_restart(session)
-            obstacle = self._walk(session, way)
-            if obstacle is None:
-                return way
-        raise PolicyRefusedError(
-            "the policy is not satisfied: this machine booted something else than what it is bound to",
-            hint="see which PCRs differ: tpm-mtls pcr diff",
-            rc=_POLICY_FAIL,
-        ) from obstacle
-
-    def _walk(self, session: Any, way: Way) -> TpmRefusedError | None:  # noqa: ANN401 - as above
-        """Proves all steps of ``way``; returns what kept it from that, if another way may do."""
-        for step in way:
+        remaining = iter(ways)
+        refusal = PolicyRefusedError("no way through the policy is left", hint=_HINT, rc=_POLICY_FAIL)
+        for way in remaining:
             try:
-                self._prove_step(session, step)
-            except TpmRefusedError as error:
-                if not _is_obstacle(step, error.rc):
+                with self._sessions.policy() as session:
+                    proved = self._prove(session, way, remaining)
+                    if not proof.may_have_value or ProveAuthorization() in proved:
+                        self._sessions.encrypt(session, direction)
+                        return send({"session1": session})
+                    with self._sessions.hmac(direction) as encrypting:
+                        return send({"session1": session, "session2": encrypting})
+            except PolicyRefusedError as error:
+                if error.rc == _PCR_CHANGED:
                     raise
-                return error
-        return None
+                refusal = error
+        raise refusal
+
+    def _prove(self, session: Any, way: Way, others: Iterator[Way]) -> Way:  # noqa: ANN401 - an ESYS_TR, of a library without types
+        """Proves ``way``, or one of ``others`` as long as nothing at all of one was proved; returns which.
+
+        After more than nothing another session is needed: TPM2_PolicyRestart would do for the TPM, but ESAPI would go
+        on to take the authorization value into its HMACs where the first way did.
+        """
+        while True:
+            try:
+                self._prove_step(session, way[0])
+            except PolicyRefusedError:
+                following = next(others, None)
+                if following is None:
+                    raise
+                way = following
+                continue
+            for step in way[1:]:
+                self._prove_step(session, step)
+            return way
 
     def _prove_step(self, session: Any, step: Step) -> None:  # noqa: ANN401 - as above
+        try:
+            self._send_step(session, step)
+        except TpmRefusedError as error:
+            if not _is_obstacle(step, error.rc):
+                raise
+            raise PolicyRefusedError(
+                "the policy is not satisfied: this machine booted something else than what it is bound to",
+                hint=_HINT,
+                rc=_POLICY_FAIL,
+            ) from error
+
+    def _send_step(self, session: Any, step: Step) -> None:  # noqa: ANN401 - as above
+        if isinstance(step, ProveApproval):
+            self._prove_approval(session, step)
+            return
         with self._resources.command("prove the policy"):
             match step:
                 case ProvePcrs():
@@ -149,8 +167,6 @@ class PolicySessions:
                     self._prove_nv(session, step.assertion)
                 case JoinBranches():
                     self._context.policy_or(session, TPML_DIGEST([TPM2B_DIGEST(each) for each in step.digests]))
-                case ProveApproval():
-                    self._prove_approval(session, step)
                 case _:
                     assert_never(step)
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from tpm2_pytss.constants import ESYS_TR
 from tpm2_pytss.types import TPM2B_PRIVATE, TPM2B_SENSITIVE_CREATE, TPMS_SENSITIVE_CREATE
 
-from tpm_mtls.errors import PolicyError, UsageError
+from tpm_mtls.errors import PemError, PolicyError, TpmRefusedError, UsageError
 from tpm_mtls.policy.digest import policy_digest
 from tpm_mtls.structures import Attribute
 from tpm_mtls.structures.sealed import SEALED_LIMIT, SealedObject, sealed_object
-from tpm_mtls.tpm.boundary import public_area, sized_public
+from tpm_mtls.tpm.boundary import public_area, says_damaged, sized_public
 from tpm_mtls.tpm.policy_session import Proof
 from tpm_mtls.tpm.secret_errors import check_authorization, secret_errors
 from tpm_mtls.tpm.sessions import INTO_TPM, OUT_OF_TPM
@@ -108,6 +108,7 @@ class Sealing:
             PolicyRefusedError: its policy does not hold now; what differs is in the message.
             AuthorizationError: it has another authorization value.
             TpmLockoutError: too many wrong ones were tried.
+            PemError: it is no sealed data, or damaged.
             ForeignKeyError: another TPM sealed it, or this one was cleared since; or it is damaged.
             StorageRootKeyChangedError: the storage root key is not the expected one; nothing was sent.
         """
@@ -125,15 +126,24 @@ class Sealing:
 
     @contextmanager
     def _loaded(self, sealed: SealedObject, under: LoadedKey | None) -> Iterator[Any]:
-        private, public = TPM2B_PRIVATE(sealed.private), sized_public(sealed.public.data)
-        with (
-            self._authorized_parent(under) as (parent, session),
-            self._resources.command("load the sealed data", option="--srk-auth"),
-        ):
-            item = self._context.load(parent, private, public, session1=session)
-            self._resources.register(item)
+        item = self._load(sealed, under)
         with self._resources.flushing(item):
             yield item
+
+    def _load(self, sealed: SealedObject, under: LoadedKey | None) -> Any:  # noqa: ANN401 - an ESYS_TR, of a library without types
+        try:
+            with (
+                self._authorized_parent(under) as (parent, session),
+                self._resources.command("load the sealed data", option="--srk-auth"),
+            ):
+                private, public = TPM2B_PRIVATE(sealed.private), sized_public(sealed.public.data)
+                item = self._context.load(parent, private, public, session1=session)
+                self._resources.register(item)
+                return item
+        except TpmRefusedError as error:
+            if not says_damaged(error):
+                raise
+            raise PemError(f"{error}: the sealed data is damaged", hint="copy its file again") from error
 
     @contextmanager
     def _authorized_parent(self, other: LoadedKey | None) -> Iterator[tuple[Any, Any]]:
@@ -147,7 +157,8 @@ class Sealing:
     def _parent_session(self) -> Iterator[Any]:
         """What authorizes a command of the parent's that carries no secret: its password, unless it has one."""
         if self._srk_authorization is None:
-            yield ESYS_TR.PASSWORD
+            with self._sessions.suspecting(self._sessions.srk()):
+                yield ESYS_TR.PASSWORD
             return
         with self._sessions.hmac(0) as session:
             yield session
@@ -157,8 +168,7 @@ class Sealing:
         public = self._sessions.srk()
         with self._resources.referring(self._resources.refer_key(SRK_HANDLE, public)) as parent:
             self._resources.authorize(parent, self._srk_authorization)
-            with self._sessions.suspecting(public):
-                yield parent
+            yield parent
 
 
 def _check_policy(sealed: SealedObject, policy: Sequence[Assertion]) -> None:

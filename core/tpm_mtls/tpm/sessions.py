@@ -101,7 +101,7 @@ class Sessions:
     @contextmanager
     def _started(self, kind: TPM2_SE) -> Iterator[Any]:
         public = self.srk()
-        with self._suspecting(public):
+        with self.suspecting(public):
             started = self._start(kind, public)
             with self._resources.flushing(started):
                 yield started
@@ -123,7 +123,12 @@ class Sessions:
                 raise
 
     @contextmanager
-    def _suspecting(self, public: PublicArea) -> Iterator[None]:
+    def suspecting(self, public: PublicArea) -> Iterator[None]:
+        """Commands that count on the storage root key ``public``: where one is refused, whether it is still that one.
+
+        Raises:
+            StorageRootKeyChangedError: it is not (one command where something is refused).
+        """
         try:
             yield
         except _SUSPICIOUS as error:
