@@ -192,3 +192,11 @@ def start_from(tpm: SimulatedTpm, locality: int, measured: bytes) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=60) as raw:  # libtss2 would set the locality to 0
         raw.sendall(STARTUP_CLEAR)
         assert raw.recv(64)[6:] == bytes(4)
+
+
+def keep_banks(tpm: SimulatedTpm, *banks: str) -> None:
+    """Lets ``tpm`` keep no PCR banks but these, as an owner may switch them in the firmware's menu."""
+    choice = [f"{bank}:{'all' if bank in banks else 'none'}" for bank in ("sha1", "sha256", "sha384", "sha512")]
+    tpm.tool("tpm2_pcrallocate", "+".join(choice))
+    tpm.tool("tpm2_shutdown", "-c")
+    tpm.restart()
