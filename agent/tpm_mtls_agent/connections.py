@@ -40,28 +40,22 @@ class _Account:
 
 
 class Connections:
-    """Accepts and serves the clients of one listening socket."""
+    """Accepts and serves the clients of a listening socket."""
 
-    def __init__(
-        self,
-        listening: socket.socket,
-        service: SecretService,
-        limits: Limits,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._listening = listening
+    def __init__(self, service: SecretService, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._service = service
         self._limits = limits
         self._clock = clock
         self._accounts: dict[Hashable, _Account] = {}
         self._serving: set[asyncio.Task[None]] = set()
         self._reading: set[asyncio.Timeout] = set()
+        self._listening: socket.socket
         self._accepting = False
         self._ending = False
 
-    def start(self) -> None:
-        """Accepts connections from now on."""
+    def start(self, listening: socket.socket) -> None:
+        """Accepts connections of ``listening`` from now on, until `stop`."""
+        self._listening = listening
         self._listening.setblocking(False)
         self._resume()
 
@@ -71,7 +65,7 @@ class Connections:
         Args:
             last_call: whether to accept who waits in the kernel, as nobody will after us.
         """
-        if last_call and not self._ending:
+        if last_call:
             self._accept()
         self._ending = True
         self._pause()

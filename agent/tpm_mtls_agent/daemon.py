@@ -22,6 +22,7 @@ from tpm_mtls_agent.worker import StoreWorker
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tpm_mtls_agent.access import Access
     from tpm_mtls_agent.settings import Settings
@@ -30,17 +31,32 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Daemon:
-    """The agent, inside a running event loop.
+@contextlib.contextmanager
+def prepared(settings: Settings, open_store: OpenStore) -> Iterator[Daemon]:
+    """An agent whose files are open; `Daemon.run` it in the block.
 
-    Args:
-        settings: how it is run.
-        open_store: opens what keeps the secrets.
+    Raises:
+        StateError: another agent has the same state folder.
+        UsageError: the allow-list is wrong.
+        PemError: it is too large.
+        StorageError: a file cannot be read or written.
     """
+    with (
+        locked(settings.lock, f"another agent runs in {settings.lock.parent}"),
+        contextlib.closing(AuditLog(settings.audit)) as audit,
+    ):
+        yield Daemon(settings, _access(settings.allow_list), audit, StoreWorker(open_store))
 
-    def __init__(self, settings: Settings, open_store: OpenStore) -> None:
+
+class Daemon:
+    """The agent; `prepared` makes one."""
+
+    def __init__(self, settings: Settings, access: Access, audit: AuditLog, worker: StoreWorker) -> None:
         self._settings = settings
-        self._worker = StoreWorker(open_store)
+        self._audit = audit
+        self._worker = worker
+        self._service = SecretService(worker, access, audit, settings.limits)
+        self._connections = Connections(self._service, settings.limits)
         self._stop = asyncio.Event()
         self._trouble = ""
 
@@ -58,41 +74,16 @@ class Daemon:
             ready: called with the socket's path when clients can connect.
 
         Raises:
-            StateError: another agent has the same state folder or socket, or another daemon the socket.
-            UsageError: the allow-list, the group or what systemd passed is wrong.
+            StateError: another daemon has the socket.
+            UsageError: the group, what systemd passed or where the TPM is said to be is wrong.
             StorageError: a file cannot be read or written.
         """
-        with (
-            locked(self._settings.lock, f"another agent runs in {self._settings.lock.parent}"),
-            contextlib.closing(AuditLog(self._settings.audit)) as audit,
-        ):
-            service = SecretService(self._worker, self._access(), audit, self._settings.limits)
-            with self._signals(service, audit):
-                try:
-                    await self._open()
-                    await self._serve(service, ready)
-                finally:
-                    await self._worker.close()
-
-    async def _serve(self, service: SecretService, ready: Callable[[str], None]) -> None:
-        limits = self._settings.limits
-        with self._listening() as (listening, ours):
-            working = asyncio.create_task(service.work())
-            working.add_done_callback(lambda _: self.stop())  # before its time only by a fault, which is raised below
-            feeding = asyncio.create_task(self._feed_watchdog())
-            connections = Connections(listening, service, limits)
+        with self._signals():
             try:
-                connections.start()
-                notify("READY=1", f"STATUS=serving {listening.getsockname()}{self._trouble}")
-                ready(listening.getsockname())
-                await self._stop.wait()
+                await self._open()
+                await self._serve(ready)
             finally:
-                notify("STOPPING=1")
-                connections.stop(last_call=ours)
-                feeding.cancel()
-        await connections.drain(limits.ending)
-        service.end()
-        await working
+                await self._worker.close()
 
     async def _open(self) -> None:
         try:
@@ -103,8 +94,23 @@ class Daemon:
             _log.error("%s; %s", error, error.hint)
             self._trouble = f", but {error}"
 
-    def _access(self) -> Access:
-        return OpenAccess() if self._settings.allow_list is None else load_allow_list(self._settings.allow_list)
+    async def _serve(self, ready: Callable[[str], None]) -> None:
+        with self._listening() as (listening, ours):
+            working = asyncio.create_task(self._service.work())
+            working.add_done_callback(lambda _: self.stop())  # before its time only by a fault, which is raised below
+            feeding = asyncio.create_task(self._feed_watchdog())
+            self._connections.start(listening)
+            try:
+                notify("READY=1", f"STATUS=serving {listening.getsockname()}{self._trouble}")
+                ready(listening.getsockname())
+                await self._stop.wait()
+            finally:
+                notify("STOPPING=1")
+                self._connections.stop(last_call=ours)
+                feeding.cancel()
+        await self._connections.drain(self._settings.limits.ending)
+        self._service.end()
+        await working
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[tuple[socket.socket, bool]]:
@@ -118,29 +124,29 @@ class Daemon:
             yield listening, True
 
     @contextlib.contextmanager
-    def _signals(self, service: SecretService, audit: AuditLog) -> Iterator[None]:
+    def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self._reload, service, audit)
+        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self._reload}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number in handlers:
                 loop.remove_signal_handler(number)
 
-    def _reload(self, service: SecretService, audit: AuditLog) -> None:
+    def _reload(self) -> None:
         """Each for itself; what cannot be read leaves in force what was."""
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            service.access = self._access()
+            self._service.access = _access(self._settings.allow_list)
         except TpmMtlsError as error:
             _log.error("the old allow-list stays in force: %s; %s", error, error.hint)
         try:
-            audit.reopen()
+            self._audit.reopen()
         except StorageError as error:
             _log.error("the audit log goes on in the old file: %s; %s", error, error.hint)
-        _log.info("read again: the allow-list and the audit log's path")
+        _log.info("reloaded")
         notify("READY=1")
 
     async def _feed_watchdog(self) -> None:
@@ -150,3 +156,7 @@ class Daemon:
             if self._worker.busy_for() < self._settings.limits.stuck:
                 notify("WATCHDOG=1")
             await asyncio.sleep(interval / 2)
+
+
+def _access(allow_list: Path | None) -> Access:
+    return OpenAccess() if allow_list is None else load_allow_list(allow_list)

@@ -117,33 +117,37 @@ class SecretService:
         """What comes of the request when it was its turn."""
         self._queue.put(job.account, job)
         self._changed.set()
-        early = min(self._limits.wrong_name_wait, self._limits.queue)
-        await asyncio.wait([job.done], timeout=early)
-        if not job.begun and (seconds := self._wait(job.account)) > 0:
-            self._queue.remove(job.account, job)
-            raise AgentRefusedError(
-                "this user asked for too many names that nobody has",
-                hint=f"check the name; ask again in {seconds:.0f} seconds",
-            )
-        await asyncio.wait([job.done], timeout=self._limits.queue - early)
-        if not job.begun:
-            self._queue.remove(job.account, job)
-            raise AgentRefusedError(
-                f"the TPM did not get to this request within {self._limits.queue:g} seconds", hint="ask again later"
-            )
-        return await job.done
+        try:
+            early = min(self._limits.wrong_name_wait, self._limits.queue)
+            await asyncio.wait([job.done], timeout=early)
+            if not job.begun and (seconds := self._wait(job.account)) > 0:
+                raise AgentRefusedError(
+                    "this user asked for too many names that nobody has",
+                    hint=f"check the name; ask again in {seconds:.0f} seconds",
+                )
+            await asyncio.wait([job.done], timeout=self._limits.queue - early)
+            if not job.begun:
+                raise AgentRefusedError(
+                    f"the TPM did not get to this request within {self._limits.queue:g} seconds", hint="ask again later"
+                )
+            return await job.done
+        finally:
+            job.done.cancel()  # where nobody waits for it any more
+            if not job.begun:
+                self._queue.remove(job.account, job)
 
     async def _perform(self, job: _Job) -> None:
         job.begun = True
         try:
             done = await self._worker.run(lambda store: _operate(store, job.asked))
-        except NoSuchSecretError as error:
-            self._wrong_names.add(job.account, self._clock())
-            job.done.set_exception(error)
         except Exception as error:  # noqa: BLE001 - `answer` tells the client, and goes on
-            job.done.set_exception(error)
+            if isinstance(error, NoSuchSecretError):
+                self._wrong_names.add(job.account, self._clock())
+            if not job.done.cancelled():
+                job.done.set_exception(error)
         else:
-            job.done.set_result(done)
+            if not job.done.cancelled():
+                job.done.set_result(done)
 
     def _failed(self, peer: Peer, error: TpmMtlsError, since: float, asked: Request | None) -> Failed:
         with suppress(StorageError):

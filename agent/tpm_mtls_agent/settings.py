@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tpm_mtls_agent import wrong_names
+from tpm_mtls_agent.wrong_names import FREE, INTERVAL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,8 +33,8 @@ class Limits:
     request: float = 5.0
     answer: float = 5.0
     queue: float = 150.0
-    wrong_names: int = wrong_names.FREE
-    wrong_name_interval: float = wrong_names.INTERVAL
+    wrong_names: int = FREE
+    wrong_name_interval: float = INTERVAL
     wrong_name_wait: float = 10.0
     ending: float = 60.0
     stuck: float = 120.0

@@ -9,6 +9,7 @@ import pwd
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -235,8 +236,6 @@ OTHER_USER = (
 
 def _peer_of_program(folder: Path, program: str, *, gone: bool = False, processes: Path = Path("/proc")) -> Peer:
     """What is known of a process that runs ``program``, which connects; ``gone`` if it ends before it is accepted."""
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(folder / "socket"))
         (folder / "socket").chmod(0o666)
@@ -264,8 +263,10 @@ def _peer_of_program(folder: Path, program: str, *, gone: bool = False, processe
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a process other groups")
 @pytest.mark.parametrize(("count", "known"), [(0, 0), (200, 200), (300, 0)])
-def test_other_groups_of_the_client_count_as_far_as_they_can_be_known(tmp_path: Path, count: int, known: int) -> None:
-    peer = _peer_of_program(tmp_path, OTHER_USER.format(count=count))
+def test_other_groups_of_the_client_count_as_far_as_they_can_be_known(count: int, known: int) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's folders are closed to other users
+        Path(name).chmod(0o755)
+        peer = _peer_of_program(Path(name), OTHER_USER.format(count=count))
 
     assert (peer.uid, peer.gids) == (4321, (4321, *range(5000, 5000 + known)))
     assert peer.account == (4321, "")

@@ -10,17 +10,20 @@ import contextlib
 import hashlib
 import hmac
 import json
+import os
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
 from tpm_mtls.errors import NoSuchSecretError, TpmMtlsError
-from tpm_mtls_agent.daemon import Daemon
+from tpm_mtls_agent.daemon import prepared
 from tpm_mtls_agent.settings import Limits, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+    from tpm_mtls_agent.daemon import Daemon
     from tpm_mtls_agent.store import SecretStore
 
 FIRST_INDEX = 0x01520000
@@ -133,6 +136,32 @@ class RunningAgent:
         """The lines of the audit log."""
         return [json.loads(line) for line in (self.folder / "audit.jsonl").read_text().splitlines()]
 
+    def waiting(self) -> int:
+        """How many requests wait for their turn."""
+        return len(self.daemon._service._queue)
+
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self.daemon._connections._serving)
+
+    def break_log(self) -> None:
+        """From now on the disk of the audit log is full."""
+        full = os.open("/dev/full", os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(full, self.daemon._audit._descriptor)
+        os.close(full)
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Waits until ``holds``."""
+        async with asyncio.timeout(20):
+            while not holds():  # noqa: ASYNC110 - what it looks at has no event
+                await asyncio.sleep(0.005)
+
+    async def reload(self) -> None:
+        """Sends SIGHUP, and waits until it has had its effect."""
+        os.kill(os.getpid(), signal.SIGHUP)
+        for _ in range(10):
+            await asyncio.sleep(0)
+
 
 @contextlib.asynccontextmanager
 async def running_agent(
@@ -153,18 +182,16 @@ async def running_agent(
         allow_list=allow_list,
         limits=limits or Limits(),
     )
-    agent.daemon = Daemon(settings, agent.store.open)
-    listens = asyncio.Event()
-    running = asyncio.create_task(agent.daemon.run(lambda _: listens.set()))
-    waiting = asyncio.create_task(listens.wait())
-    try:
-        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if running.done():
-            await running
-        yield agent
-    finally:
-        agent.daemon.stop()
-        agent.store.gate.set()
-        if not running.done():
+    with prepared(settings, agent.store.open) as agent.daemon:
+        listens = asyncio.Event()
+        running = asyncio.create_task(agent.daemon.run(lambda _: listens.set()))
+        waiting = asyncio.create_task(listens.wait())
+        try:
+            await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if not running.done():
+                yield agent
+        finally:
+            agent.daemon.stop()
+            agent.store.gate.set()
             await running
