@@ -36,9 +36,9 @@ class TpmProxy:
         # exec, so that the process to be killed is this program's parent, and no shell is in between
         self.tcti = f"cmd:exec {shlex.join([sys.executable, '-S', '-E', __file__, port, str(self._rules)])}"
 
-    def answer(self, command: int, response_code: int) -> None:
-        """``command`` is answered with ``response_code`` and never reaches the TPM."""
-        self._add(command, {"answer": response_code})
+    def answer(self, command: int, response_code: int, *, times: int = sys.maxsize) -> None:
+        """``command`` is answered with ``response_code`` and never reaches the TPM, so many times."""
+        self._add(command, {"answer": response_code, "times": times})
 
     def signal_after(self, command: int, number: signal.Signals, *, skip: int = 0) -> None:
         """The program under test gets a signal when the TPM has done ``command``, before it sees the answer.
@@ -103,7 +103,8 @@ def _main(port: int, rules: dict[str, dict[str, int]], folder: Path) -> None:
         _, size, code = _HEADER.unpack(header)
         command = header + sys.stdin.buffer.read(size - _HEADER.size)
         rule = rules.get(str(code), {})
-        if "answer" in rule:
+        if rule.get("times", 0) > 0:
+            rule["times"] -= 1
             response = _HEADER.pack(_NO_SESSIONS, _HEADER.size, rule["answer"])
         elif "signal" in rule and rule.get("skip", 0) == 0:
             response = _ask(port, command)
