@@ -2,9 +2,136 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Any
+
 import click
+
+from tpm_mtls.cli_options import answer, json_option, state_dir_option, tcti_option
+from tpm_mtls.errors import PeerUnreachableError
+from tpm_mtls.policy.options import policy_options
+from tpm_mtls.secrets.protocol import DEFAULT_SOCKET
+
+_file = click.Path(dir_okay=False, path_type=Path)
+
+_socket_option = click.option(
+    "--socket", type=_file, default=DEFAULT_SOCKET, show_default=True, metavar="PATH", help="The agent's socket."
+)
+
+_LOCK = "agent.lock"
+_AUDIT = "agent.audit.jsonl"
 
 
 @click.group()
 def agent() -> None:
     """The device's daemon: secrets sealed to this device and this boot."""
+
+
+@agent.command(epilog="Example: tpm-mtls agent run --socket /run/tpmd.sock --allow /etc/tpm-mtls/agent.allow.toml")
+@_socket_option
+@state_dir_option
+@click.option(
+    "--allow", type=_file, metavar="FILE", help="Who may ask for what; see above.  [default: who knows a name]"
+)
+@click.option("--group", help="Whose members may connect.  [default: tss, or nobody else where that cannot be]")
+@click.option("--audit", type=_file, metavar="FILE", help=f"The audit log.  [default: DIR/{_AUDIT}]")
+@policy_options
+@click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
+@click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one.")
+@tcti_option
+@json_option
+def run(  # noqa: PLR0913 - one parameter per option
+    *,
+    socket: Path,
+    state_dir: Path,
+    allow: Path | None,
+    group: str | None,
+    audit: Path | None,
+    owner_auth: str | None,
+    srk_auth: str | None,
+    tcti: str | None,
+    as_json: bool,
+    **policy: Any,  # noqa: ANN401 - click's, for `read_wish`
+) -> None:
+    """Keep secrets behind the TPM, and answer programs at a Unix socket; print its path once they can connect.
+
+    Where systemd passes a socket (a .socket unit) that one is used. With --pcrs or --policy-signer, what is set from
+    now on can be read only while the machine is in such a state. SIGHUP reads the allow-list again and reopens the
+    audit log, SIGTERM answers what is in work and ends.
+
+    \b
+    An allow-list, mode 0600, in TOML; what no rule allows is refused:
+      [[allow]]
+      uid = "shop"                              # number or name
+      gid = "shop"                              # one of the program's groups
+      cgroup = "/system.slice/docker-*.scope"   # or /docker/** for all below
+      actions = ["get"]                         # set, get, del
+      names = ["stripe-*"]
+    """  # noqa: D301 - click's marker for a block that is not re-wrapped
+    import asyncio  # noqa: PLC0415 - only this command pays for it
+    from functools import partial  # noqa: PLC0415 - the same
+
+    from tpm_mtls.authorization import read_authorization  # noqa: PLC0415 - the same
+    from tpm_mtls.files import make_folder  # noqa: PLC0415 - the same
+    from tpm_mtls.policy.new_policy import read_wish  # noqa: PLC0415 - the same
+    from tpm_mtls_agent.daemon import prepared  # noqa: PLC0415 - the same
+    from tpm_mtls_agent.hardening import harden  # noqa: PLC0415 - the same
+    from tpm_mtls_agent.settings import Settings  # noqa: PLC0415 - the same
+    from tpm_mtls_agent.storage import open_store  # noqa: PLC0415 - the same
+
+    harden()
+    opener = partial(
+        open_store,
+        state_dir,
+        tcti=tcti,
+        wish=read_wish(**policy),
+        owner_authorization=read_authorization(owner_auth),
+        srk_authorization=read_authorization(srk_auth),
+    )
+    make_folder(state_dir)
+    settings = Settings(
+        socket=socket, audit=audit or state_dir / _AUDIT, lock=state_dir / _LOCK, group=group, allow_list=allow
+    )
+
+    def ready(path: str) -> None:
+        answer({"socket": path}, path, as_json=as_json)
+        sys.stdout.flush()
+
+    async def serve() -> None:
+        with prepared(settings, opener) as daemon:
+            await daemon.run(ready)
+
+    _log_to_stderr()
+    asyncio.run(serve())
+
+
+@agent.command(epilog="Example: tpm-mtls agent status --socket /run/tpmd.sock --json")
+@_socket_option
+@state_dir_option
+@json_option
+def status(*, socket: Path, state_dir: Path, as_json: bool) -> None:
+    """Say which process listens at the socket, and how full and how worn its memory is; fails when none listens.
+
+    The socket itself answers no such question, so only who may read the state folder learns more than the first.
+    """
+    from tpm_mtls_agent.status import describe, read_status  # noqa: PLC0415 - imports TPM libraries
+
+    found = read_status(socket, state_dir)
+    if found.listener is None:
+        if as_json:
+            answer(found.as_dict(), "", as_json=True)
+        raise PeerUnreachableError(
+            f"no agent listens at {socket}", hint="start it: tpm-mtls agent run --help", host=str(socket)
+        )
+    answer(found.as_dict(), describe(found), as_json=as_json)
+
+
+def _log_to_stderr() -> None:
+    import logging  # noqa: PLC0415 - only `run` pays for it
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("tpm-mtls: %(levelname)s: %(message)s"))
+    logger = logging.getLogger("tpm_mtls_agent")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
