@@ -103,6 +103,7 @@ HUGE = 0xFFFFFFFF
         (first_entry(spec_id(*[(number, 1) for number in range(0x100, 0x111)])), "it is for 17 hashes"),
         (first_entry(spec_id(SHA256, SHA256)), "the hash sha256 comes twice"),
         (first_entry(spec_id((0x000B, 20))), "the hash sha256 comes twice, or has no digests of 20 bytes"),
+        (first_entry(spec_id((0x0012, 32), (0x0027, 32))), "hashes that are not known here: 0x0012, 0x0027"),
         (first_entry(spec_id((0x0012, 0))), "the hash 0x0012 comes twice, or has no digests of 0 bytes"),
         (first_entry(spec_id((0x0012, 65))), "the hash 0x0012 comes twice, or has no digests of 65 bytes"),
         (first_entry(spec_id(SHA256) + b"\0"), "malformed event log's Spec ID: 1 bytes too many"),

@@ -72,7 +72,7 @@ def compare(before: EventLog, after: EventLog) -> tuple[Change, ...]:
     if not banks:
         raise EvidenceError(
             "the two event logs have no PCR bank in common",
-            hint=f"one has {', '.join(before.banks) or 'none'}, the other {', '.join(after.banks) or 'none'}",
+            hint=f"one has {', '.join(before.banks)}, the other {', '.join(after.banks)}",
         )
     changes = list(_locality(before, after))
     old, new = _by_pcr(before), _by_pcr(after)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tpm_mtls.errors import EvidenceError
+
+if TYPE_CHECKING:
+    import struct
 
 
 class Cursor:
@@ -20,14 +25,19 @@ class Cursor:
 
     def take(self, count: int) -> bytes:
         """The next ``count`` bytes."""
-        if count > self.left:
+        found = self._data[self.position : self.position + count]
+        if len(found) != count:
             raise self.malformed(f"it ends after {len(self._data)} bytes, in the middle of something")
         self.position += count
-        return self._data[self.position - count : self.position]
+        return found
 
     def number(self, size: int) -> int:
         """The next ``size`` bytes as a number."""
         return int.from_bytes(self.take(size), "little")
+
+    def unpack(self, form: struct.Struct) -> tuple[int, ...]:
+        """The numbers of the structure ``form`` that comes next."""
+        return form.unpack(self.take(form.size))
 
     def end(self) -> None:
         """Nothing may be left."""

@@ -8,6 +8,7 @@ Specification, family 2.0, rev 00.13, 5 (the formats as UEFI hands them over).
 from __future__ import annotations
 
 import hashlib
+import struct
 from typing import Final
 
 from tpm_mtls.errors import EvidenceError
@@ -20,6 +21,8 @@ LOG_LIMIT: Final = 1024 * 1024
 for machines with many devices and long lists of revoked programs."""
 
 _WHAT: Final = "event log"
+_HEADER: Final = struct.Struct("<III")  # pcrIndex, eventType; digests.count
+_SHA1_HEADER: Final = struct.Struct("<II")
 _SHA1_SIZE: Final = 20
 _DIGEST_LIMIT: Final = 64  # the longest hash of the registry
 _ALGORITHMS_LIMIT: Final = 16  # TPM2_NUM_PCR_BANKS of libtss2
@@ -32,7 +35,7 @@ def parse_event_log(data: bytes) -> EventLog:
     """The event log ``data``, as the Linux kernel gives it (``binary_bios_measurements``).
 
     1. It has at most `LOG_LIMIT` bytes, at least one entry, and ends where its last entry does.
-    2. If it begins with "Spec ID Event03", that names known hashes with their right sizes, each once.
+    2. If it begins with "Spec ID Event03", that names hashes with their right sizes, each once; one is known here.
     3. Each entry has exactly one digest for each of these hashes, as the standard says and the kernel demands.
     4. Entries that extend PCRs name one of 0 to 23.
     5. There is at most one startup locality, before the first measurement into PCR 0, and it is a possible one.
@@ -62,14 +65,14 @@ def parse_event_log(data: bytes) -> EventLog:
 
 def _sha1_entry(cursor: Cursor, number: int) -> Entry:
     """TCG_PCR_EVENT, also called TCG_PCClientPCREvent."""
-    pcr, event_type = cursor.number(4), cursor.number(4)
+    pcr, event_type = cursor.unpack(_SHA1_HEADER)
     digests = {"sha1": cursor.take(_SHA1_SIZE)}
     return _checked(cursor, Entry(number, pcr, event_type, digests, cursor.take(cursor.number(4))))
 
 
 def _entry(cursor: Cursor, number: int, sizes: dict[int, int]) -> Entry:
     """TCG_PCR_EVENT2."""
-    pcr, event_type, count = cursor.number(4), cursor.number(4), cursor.number(4)
+    pcr, event_type, count = cursor.unpack(_HEADER)
     if count != len(sizes):  # 3
         raise cursor.malformed(f"entry {number} has {count} digests, but the log is for {len(sizes)} hashes")
     digests: dict[str, bytes] = {}
@@ -102,6 +105,8 @@ def _digest_sizes(data: bytes) -> dict[int, int]:
         if algorithm in sizes or size != right or not 0 < size <= _DIGEST_LIMIT:
             raise cursor.malformed(f"the hash {_name(algorithm)} comes twice, or has no digests of {size} bytes")
         sizes[algorithm] = size
+    if not sizes.keys() & HASHES.keys():
+        raise cursor.malformed(f"it is for hashes that are not known here: {', '.join(map(_name, sizes))}")
     cursor.take(cursor.number(1))  # vendorInfo
     cursor.end()
     return sizes

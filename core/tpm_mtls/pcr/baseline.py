@@ -36,8 +36,8 @@ def read_baseline(what: str | None, state_dir: Path, tcti: str | None) -> Baseli
     """The values that ``what`` wants.
 
     Args:
-        what: a state that ``policy record`` or ``pcr predict`` wrote, a policy file, or a key or sealed object with a
-            policy beside it; the identity folder's key if none.
+        what: a state that ``policy record`` or ``pcr predict`` wrote, a policy file, or a key with a policy beside it;
+            the identity folder's key if none.
         state_dir: the identity folder.
         tcti: where the TPM is; asked only about a key at a handle.
 

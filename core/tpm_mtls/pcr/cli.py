@@ -87,8 +87,8 @@ def diff(
 ) -> None:
     """Say which PCRs have other values than once, and which measurements explain it; exit with 4 if any has.
 
-    The values are those of a recorded state (policy record), of a policy, or of a key's or sealed object's policy; by
-    default those to which --log-before leads, else those of the identity folder's key.
+    The values are those of a recorded or predicted state (policy record, pcr predict), of a policy file, or of a key's
+    policy; by default those to which --log-before leads, else those of the identity folder's key.
     """
     from tpm_mtls.pcr.difference import find_differences  # noqa: PLC0415 - imports tpm2-pytss
 

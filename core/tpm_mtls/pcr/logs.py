@@ -50,11 +50,10 @@ def present_log(named: Path | None, *, kernel: Path = KERNEL_LOG) -> PresentLog:
     """
     if named is not None:
         return PresentLog(read_log(named), "")
-    if not kernel.exists():
-        return PresentLog(
-            None, f"there is no event log at {kernel}: the firmware keeps none, or securityfs is not mounted"
-        )
     try:
         return PresentLog(read_log(kernel), "")
     except (EvidenceError, PemError, StorageError) as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            why = f"there is no event log at {kernel}: the firmware keeps none, or securityfs is not mounted"
+            return PresentLog(None, why)
         return PresentLog(None, f"{error} ({error.hint})")
