@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from support.policies import Operator, extend, pcr_policy, present_state
+from support.tpm_proxy import TpmProxy
 from support.tpm_trace import CommandTrace
 from tpm_mtls.authorization import Secret
 from tpm_mtls.errors import (
@@ -19,6 +20,7 @@ from tpm_mtls.errors import (
     PolicyError,
     PolicyRefusedError,
     TpmLockoutError,
+    TpmRefusedError,
     UsageError,
 )
 from tpm_mtls.policy.counters import not_beyond
@@ -37,6 +39,7 @@ DATA = b"the launch code is 0000"
 VALUE = Secret(b"an authorization value")
 RETRY = "=0x922"  # TPM_RC_RETRY: the TPM has its NV memory written first; libtss2 repeats the command
 COUNTER = 0x01500100
+POLICY_PCR, POLICY_AUTH_VALUE, POLICY_AUTHORIZE, LOAD_EXTERNAL, UNSEAL = 0x17F, 0x16B, 0x16A, 0x167, 0x15E
 PRESENT, OTHER = pcr_policy(), pcr_policy({7: "11" * 32})
 
 
@@ -310,6 +313,49 @@ def test_a_retired_signed_policy_opens_nothing(tpm: SimulatedTpm, traced: Traced
         opened.nv.remove(COUNTER)
     with pytest.raises(PolicyRefusedError, match="the counter 0x01500100 is not in this TPM"):
         traced.unseal(sealed, policy, [new, old], VALUE)
+
+
+def test_not_more_than_some_tickets_are_kept(
+    tpm: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tpm_mtls.tpm.approvals.TICKETS_LIMIT", 1)
+    trace = CommandTrace(tpm, tmp_path, monkeypatch)
+    with open_tpm(trace.tcti) as opened:
+        for operator in (Operator(tmp_path), Operator(tmp_path)):
+            policy, signed = (operator.authorize(),), [FoundPolicy(tmp_path, operator.sign(PRESENT))]
+            sealed = opened.sealing.seal(DATA, policy=policy)
+            for _ in range(2):
+                assert opened.sealing.unseal(sealed, policy=policy, signed_policies=signed) == DATA
+    assert trace.commands().count("VerifySignature") == 2
+
+
+@pytest.mark.parametrize("command", [POLICY_PCR, POLICY_AUTH_VALUE, POLICY_AUTHORIZE, LOAD_EXTERNAL, UNSEAL])
+def test_a_tpm_that_fails_in_the_midst_is_not_taken_for_a_policy_that_does_not_hold(
+    tpm: SimulatedTpm, tmp_path: Path, command: int
+) -> None:
+    """Nothing is left, either, which the fixture looks for."""
+    operator = Operator(tmp_path)
+    policy, signed = (operator.authorize(), PolicyAuthValue()), [FoundPolicy(tmp_path, operator.sign(PRESENT))]
+    proxy = TpmProxy(tpm, tmp_path)
+    proxy.answer(command, 0x101)
+    with open_tpm(proxy.tcti) as opened:
+        sealed = opened.sealing.seal(DATA, policy=policy, authorization=VALUE)
+        with pytest.raises(TpmRefusedError, match="the TPM is in failure mode") as refusal:
+            opened.sealing.unseal(sealed, policy=policy, signed_policies=signed, authorization=VALUE)
+    assert type(refusal.value) is TpmRefusedError
+
+
+def test_an_approval_that_the_tpm_does_not_take_is_a_policy_that_does_not_hold(
+    tpm: SimulatedTpm, tmp_path: Path
+) -> None:
+    operator = Operator(tmp_path)
+    policy, signed = (operator.authorize(),), [FoundPolicy(tmp_path, operator.sign(PRESENT))]
+    proxy = TpmProxy(tpm, tmp_path)
+    proxy.answer(POLICY_AUTHORIZE, 0x4C4)
+    with open_tpm(proxy.tcti) as opened:
+        sealed = opened.sealing.seal(DATA, policy=policy)
+        with pytest.raises(PolicyRefusedError, match="its policy is not satisfied"):
+            opened.sealing.unseal(sealed, policy=policy, signed_policies=signed)
 
 
 def test_another_policy_or_none_is_refused_before_the_tpm_is_asked(traced: Traced) -> None:

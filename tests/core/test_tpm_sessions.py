@@ -6,6 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from tpm2_pytss.constants import ESYS_TR
 
 from support.tpm_proxy import TpmProxy
 from support.tpm_trace import CommandTrace
@@ -152,6 +153,22 @@ def test_that_the_key_is_gone_is_noticed(tpm: SimulatedTpm, srk: PublicArea) -> 
         with pytest.raises(StorageRootKeyChangedError, match="there is none now") as refusal:
             opened.sealing.seal(DATA)
     assert (refusal.value.expected, refusal.value.found) == (srk.name, None)
+
+
+def test_what_spares_commands_is_what_libtss2_itself_would_have_made(tpm: SimulatedTpm, srk: PublicArea) -> None:
+    """Its form of a serialized object is not documented; where it changes, this is the first to notice."""
+    with open_tpm(tpm.tcti) as opened:
+        made = opened.nv_secrets.define(INDEX, VALUE)
+        context, resources = opened._context, opened._resources
+        for handle, ours in (
+            (SRK_HANDLE, resources.refer_key(SRK_HANDLE, srk)),
+            (INDEX.index, resources.refer_nv(made)),
+        ):
+            serialized = bytes(context.tr_serialize(ESYS_TR(ours)))
+            context.tr_close(ESYS_TR(ours))
+            theirs = context.tr_from_tpmpublic(handle)
+            assert serialized == bytes(context.tr_serialize(theirs))
+            context.tr_close(theirs)
 
 
 def test_an_rsa_storage_root_key_does_as_well(tpm: SimulatedTpm, tmp_path: Path) -> None:
