@@ -28,7 +28,7 @@ _LARGE = 16 * 1024  # bytes of a request; most have less
 _LARGE_EACH = 8  # such requests at once, of one account: they hold up to 400 kB each
 _DISCARDED = 4 * 1024 * 1024  # bytes read after the answer, so that who still sends can see it
 _PAUSE = 1.0  # seconds without accepting when the system has no descriptor or no memory for another connection
-_LAST_CALL = 0.5  # seconds for a request that is on its way when the agent ends
+_LAST_CALL = 0.5  # seconds that the agent waits for each client when it ends
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Connections:
         self._clock = clock
         self._accounts: dict[Hashable, _Account] = {}
         self._serving: set[asyncio.Task[None]] = set()
-        self._reading: set[asyncio.Timeout] = set()
+        self._patience: set[asyncio.Timeout] = set()
         self._listening: socket.socket
         self._accepting = False
         self._ending = False
@@ -70,7 +70,7 @@ class Connections:
         self._ending = True
         self._pause()
         soon = asyncio.get_running_loop().time() + _LAST_CALL
-        for timeout in self._reading:
+        for timeout in self._patience:
             when = timeout.when()
             timeout.reschedule(soon if when is None else min(when, soon))
 
@@ -149,7 +149,8 @@ class Connections:
             return
         async with asyncio.timeout(self._limits.answer):
             await asyncio.get_running_loop().sock_sendall(connection, encode_answer(answer))
-            connection.shutdown(socket.SHUT_WR)
+        connection.shutdown(socket.SHUT_WR)
+        async with self._deadline(self._limits.answer):
             await _until_closed(connection)
 
     async def _answer(
@@ -171,7 +172,7 @@ class Connections:
         reader, loop, seconds = RequestReader(), asyncio.get_running_loop(), self._limits.request
         large = False
         try:
-            async with self._deadline() as timeout:
+            async with self._deadline(seconds) as timeout:
                 while data := await loop.sock_recv(connection, _CHUNK):
                     if reader.feed(data):
                         return reader.request()
@@ -187,13 +188,14 @@ class Connections:
         raise UsageError("the request ends in the middle", hint=EXAMPLE)
 
     @asynccontextmanager
-    async def _deadline(self) -> AsyncIterator[asyncio.Timeout]:
-        async with asyncio.timeout(_LAST_CALL if self._ending else self._limits.request) as timeout:
-            self._reading.add(timeout)
+    async def _deadline(self, seconds: float) -> AsyncIterator[asyncio.Timeout]:
+        """A time-out for waiting for a client, which is cut short when the agent ends."""
+        async with asyncio.timeout(min(_LAST_CALL, seconds) if self._ending else seconds) as timeout:
+            self._patience.add(timeout)
             try:
                 yield timeout
             finally:
-                self._reading.discard(timeout)
+                self._patience.discard(timeout)
 
 
 async def _until_closed(connection: socket.socket) -> None:

@@ -9,7 +9,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from tpm_mtls.errors import StorageError, TpmMtlsError, UsageError
+from tpm_mtls.errors import StorageError, TctiInvalidError, TpmMtlsError, TpmVersionError, UsageError
 from tpm_mtls.service_manager import notify, watchdog_interval
 from tpm_mtls_agent.access import OpenAccess, load_allow_list
 from tpm_mtls_agent.activation import activated_socket
@@ -75,7 +75,9 @@ class Daemon:
 
         Raises:
             StateError: another daemon has the socket.
-            UsageError: the group, what systemd passed or where the TPM is said to be is wrong.
+            UsageError: the group, what systemd passed or the policy is wrong.
+            TctiInvalidError: where the TPM is said to be is wrong.
+            TpmVersionError: it is a TPM 1.2.
             StorageError: a file cannot be read or written.
         """
         with self._signals():
@@ -88,7 +90,7 @@ class Daemon:
     async def _open(self) -> None:
         try:
             await self._worker.open()
-        except (UsageError, StorageError):
+        except (UsageError, StorageError, TctiInvalidError, TpmVersionError):  # these stay
             raise
         except TpmMtlsError as error:
             _log.error("%s; %s", error, error.hint)
