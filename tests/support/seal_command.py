@@ -1,0 +1,56 @@
+"""``tpm-mtls seal`` and ``unseal`` as a user types them, in one process."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tpm_mtls.cli import run
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class Terminal(io.TextIOWrapper):
+    """A standard input that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """It is."""
+        return True
+
+
+@dataclass(frozen=True)
+class SealCommand:
+    """Runs the commands, in the test's folder, with an identity folder ``state`` there."""
+
+    monkeypatch: pytest.MonkeyPatch
+    capfdbinary: pytest.CaptureFixture[bytes]
+
+    def __call__(
+        self, command: str, *arguments: str, given: bytes = b"", status: int = 0, terminal: bool = False
+    ) -> bytes:
+        """What ``tpm-mtls command`` writes to standard output, given standard input; its errors if it fails."""
+        self.monkeypatch.setattr("sys.stdin", (Terminal if terminal else io.TextIOWrapper)(io.BytesIO(given)))
+        ended = run([command, "--state-dir", "state", *arguments])
+        output, errors = self.capfdbinary.readouterr()
+        assert ended == status, errors.decode()
+        assert b"Traceback" not in errors
+        if not status:
+            return output
+        assert output == b""
+        assert errors.startswith(b"tpm-mtls: error: ")
+        assert b"\ntpm-mtls: hint: " in errors
+        return errors
+
+    def seal(self, secret: bytes, *arguments: str) -> bytes:
+        """The blob for ``secret``."""
+        return self("seal", *arguments, given=secret)
+
+    def unseal(self, blob: bytes, *arguments: str) -> bytes:
+        """The secret in ``blob``."""
+        return self("unseal", *arguments, given=blob)
+
+    def refused(self, command: str, *arguments: str, given: bytes = b"", status: int = 4) -> str:
+        """The errors of ``tpm-mtls command``, which must fail with ``status``, having written nothing."""
+        return self(command, *arguments, given=given, status=status).decode()
