@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -174,17 +175,14 @@ class AuditLog:
 def _open(path: Path) -> tuple[int, bool]:
     """A descriptor, and whether the last line has no end: a power cut, or a full disk."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with storage_errors(path, "open"):
+    with storage_errors(path, "open"), ExitStack() as unless_returned:
         descriptor = os.open(path, flags, PRIVATE_FILE)
-        try:
-            status = os.fstat(descriptor)
-            if stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077:
-                end = os.pread(descriptor, 1, status.st_size - 1) if status.st_size else b"\n"
-                return descriptor, end != b"\n"
-        except BaseException:
-            os.close(descriptor)
-            raise
-    os.close(descriptor)
+        unless_returned.callback(os.close, descriptor)
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077:
+            end = os.pread(descriptor, 1, status.st_size - 1) if status.st_size else b"\n"
+            unless_returned.pop_all()
+            return descriptor, end != b"\n"
     raise StorageError(
         f"{path} is no file of this user alone (mode {stat.S_IMODE(status.st_mode):04o})",
         hint="name another file for the audit log, or chmod 600 it",

@@ -63,7 +63,8 @@ def bound_socket(path: Path, *, group: str | None, say: Callable[[str], None]) -
                 os.umask(before)
             own = _identity(path)
         try:
-            _admit(path, group, say)
+            with storage_errors(path, "give away"):
+                _admit(path, group, say)
             listening.listen(BACKLOG)
             yield listening
         finally:
@@ -94,12 +95,10 @@ def locked(path: Path, otherwise: str) -> Iterator[None]:
 
 def _make_room(path: Path) -> None:
     """Removes the socket file of a daemon that is dead."""
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return
-    except OSError as error:
-        raise storage_error(error, path, "make the socket") from error
+    with storage_errors(path, "make the socket"):
+        mode = path.lstat().st_mode
     if not stat.S_ISSOCK(mode):
         raise StateError(
             f"{path} is there already, and is no socket", hint="name another --socket, or remove that yourself"
@@ -162,8 +161,6 @@ def _admit(path: Path, group: str | None, say: Callable[[str], None]) -> None:
                 hint="run it as root, or name another group",
             ) from error
         say(f"only user {os.geteuid()} may connect: not for the group {DEFAULT_GROUP}, {reason}")
-    except OSError as error:
-        raise storage_error(error, path, "give away") from error
 
 
 def _identity(path: Path) -> tuple[int, int]:

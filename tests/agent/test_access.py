@@ -7,6 +7,7 @@ import grp
 import os
 import pwd
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -278,20 +279,34 @@ def test_a_process_that_is_gone_has_no_control_group_though_its_number_may_be_us
     assert _peer_of_program(tmp_path, CONNECT, gone=True, processes=tmp_path / "proc").cgroup == UNKNOWN_CGROUP
 
 
-class OlderKernelSocket(socket.socket):
-    """A socket of a kernel before 6.5."""
+class OtherSocket(socket.socket):
+    """A socket of which some options say something else."""
+
+    says: dict[int, bytes | int]
 
     def getsockopt(self, level: int, option: int, length: int = 0) -> bytes:  # type: ignore[override]  # one form of it
-        if option == SO_PEERPIDFD:
-            raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
-        return super().getsockopt(level, option, length)
+        said = self.says.get(option, super().getsockopt(level, option, length))
+        if isinstance(said, int):
+            raise OSError(said, os.strerror(said))
+        return said
+
+
+def test_a_client_in_another_pid_namespace_or_lost_has_no_known_control_group(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    with OtherSocket(fileno=pair[0].detach()) as connection:
+        connection.says = {socket.SO_PEERCRED: struct.pack("=iII", 0, 1000, 1000)}
+        assert peer_of(connection).cgroup == UNKNOWN_CGROUP
+        connection.says = {SO_PEERPIDFD: errno.ESRCH}
+        assert peer_of(connection).cgroup == UNKNOWN_CGROUP
 
 
 def test_an_older_kernel_tells_the_control_group_by_the_number(
     pair: tuple[socket.socket, socket.socket], tmp_path: Path
 ) -> None:
     known = peer_of(pair[0])
-    with OlderKernelSocket(fileno=pair[0].detach()) as connection:
+    with OtherSocket(fileno=pair[0].detach()) as connection:
+        connection.says = {SO_PEERPIDFD: errno.ENOPROTOOPT}
         assert peer_of(connection) == known
         if os.geteuid() == 0:
             another = tmp_path / str(os.getpid())  # a process of the same number and another user

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import inspect
 import json
 import os
+import resource
 import socket
 import struct
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,11 +20,15 @@ import pytest
 from support.agent import MemoryStore, RunningAgent, running_agent
 from tpm_mtls.errors import StateError, StorageError, TpmUnavailableError, UsageError
 from tpm_mtls.response_codes import tpm_error
+from tpm_mtls_agent.sealed_store import SealedStore
 from tpm_mtls_agent.settings import Limits
+from tpm_mtls_agent.store import SecretStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
+
+METHODS = {"set", "get", "delete", "label"}
 
 GET = b'{"action":"get","name":"key"}'
 
@@ -552,3 +561,51 @@ def test_one_agent_serves_a_state_folder(tmp_path: Path) -> None:
         assert (await agent.ask("set", "key", value="v"))["ok"]
 
     with_agent(tmp_path, test)
+
+
+def test_both_stores_have_what_the_seam_says() -> None:
+    wanted = {name: inspect.signature(method) for name, method in vars(SecretStore).items() if name in METHODS}
+
+    assert wanted.keys() == METHODS
+    for store in (SealedStore, MemoryStore):
+        for name, signature in wanted.items():
+            assert str(inspect.signature(getattr(store, name))) == str(signature), name
+
+
+class FullSystem(socket.socket):
+    """A listening socket in a system without a descriptor for another connection, once."""
+
+    full = True
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.full:
+            self.full = False
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+def test_a_system_without_room_for_a_connection_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(agent: RunningAgent) -> None:
+        connections = agent.daemon._connections
+        with FullSystem(fileno=os.dup(connections._listening.fileno())) as full:
+            connections._pause()
+            connections.start(full)
+            assert (await agent.ask("set", "key", value="v"))["ok"]
+            connections._pause()
+
+    with_agent(tmp_path, test)
+    assert "cannot accept connections: Too many open files" in caplog.text
+
+
+@pytest.mark.parametrize("hardest", [resource.RLIM_INFINITY, 0])
+def test_whatever_the_limits_no_core_is_dumped(hardest: int) -> None:
+    program = (
+        "import resource, sys; from tpm_mtls_agent.hardening import harden; "
+        f"resource.setrlimit(resource.RLIMIT_CORE, (0, {hardest})); "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 2000)); harden(); "
+        "print(*resource.getrlimit(resource.RLIMIT_CORE), *resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    least = 1 if hardest else 0
+    assert done.stdout.split() == [str(least), str(least), "2000", "2000"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ async def node(agent: RunningAgent, usage: str) -> Any:  # noqa: ANN401 - whatev
     program = f"{FUNCTIONS}\n(async () => {{ {usage} }})().then((result) => console.log(JSON.stringify(result)))"
     process = await asyncio.create_subprocess_exec(
         *("node", "--require", redirect, "-"),
-        env={"PATH": "/usr/bin:/bin", "TEST_SOCKET": str(agent.socket)},
+        env={"PATH": os.environ["PATH"], "TEST_SOCKET": str(agent.socket)},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
