@@ -17,8 +17,8 @@ from tpm_mtls.policy.options import policy_options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tpm_mtls.sealed_blob import SealedBlob
     from tpm_mtls_agent.seal_command import Authorizations
-    from tpm_mtls_agent.sealed_blob import SealedBlob
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -88,11 +88,11 @@ def seal(  # noqa: PLR0913 - one parameter per option
     and its key sealed.
     """  # noqa: D301 - click's marker for a block that is not re-wrapped
     from tpm_mtls.policy.new_policy import read_wish  # noqa: PLC0415 - `seal --help` stays quick
+    from tpm_mtls.sealed_blob import SECRET_LIMIT  # noqa: PLC0415 - the same
     from tpm_mtls.streams import read_input, write_output  # noqa: PLC0415 - the same
     from tpm_mtls_agent import seal_command  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls_agent.nv_secret import parse_index  # noqa: PLC0415 - the same
     from tpm_mtls_agent.seal_policy import chosen  # noqa: PLC0415 - the same
-    from tpm_mtls_agent.sealed_blob import SECRET_LIMIT  # noqa: PLC0415 - the same
 
     index = parse_index(nv) if nv is not None else None
     _check_place(out, form, nv, tools_need="--out")
@@ -175,11 +175,11 @@ def unseal(  # noqa: PLR0913 - one parameter per option
     Where it is refused because something else was booted, the error says which PCR differs, and the exit status is 4.
     """
     from tpm_mtls.policy.new_policy import read_wish  # noqa: PLC0415 - `unseal --help` stays quick
+    from tpm_mtls.sealed_blob import FILE_LIMIT, parse_blob  # noqa: PLC0415 - the same
     from tpm_mtls.streams import read_input, write_output  # noqa: PLC0415 - the same
     from tpm_mtls_agent import seal_command  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls_agent.nv_secret import parse_index  # noqa: PLC0415 - the same
     from tpm_mtls_agent.seal_policy import chosen  # noqa: PLC0415 - the same
-    from tpm_mtls_agent.sealed_blob import FILE_LIMIT, parse_blob  # noqa: PLC0415 - the same
     from tpm_mtls_agent.sealing import parse_parent  # noqa: PLC0415 - the same
 
     index = parse_index(nv) if nv is not None else None

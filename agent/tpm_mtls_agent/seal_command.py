@@ -12,13 +12,13 @@ from tpm_mtls.files import make_folder, read_capped, refuse_existing, remove_fil
 from tpm_mtls.policy.digest import policy_digest
 from tpm_mtls.policy.document import PolicyDocument
 from tpm_mtls.policy.files import find_policy, write_policy
+from tpm_mtls.sealed_blob import FILE_LIMIT, SealedBlob, parse_blob
 from tpm_mtls.structures import Attribute
 from tpm_mtls.structures.nv_public import NvAttribute
 from tpm_mtls.structures.sealed import SEALED_LIMIT, read_sealed_files
 from tpm_mtls.tpm import SRK_HANDLE, open_tpm
 from tpm_mtls_agent.nv_secret import nv_public, read_from_nv, seal_into_nv
 from tpm_mtls_agent.seal_policy import SealPolicy, new_policy, remembered_policy, signed_policies
-from tpm_mtls_agent.sealed_blob import FILE_LIMIT, SealedBlob, parse_blob
 from tpm_mtls_agent.sealing import of_this_tpm, pinned_name, seal_blob, unseal_blob
 
 if TYPE_CHECKING:

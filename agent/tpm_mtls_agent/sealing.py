@@ -16,9 +16,9 @@ from tpm_mtls.errors import (
 from tpm_mtls.files import storage_errors
 from tpm_mtls.identity import load_record
 from tpm_mtls.key_reference import PERSISTENT_FIRST, PERSISTENT_LAST, parse_handle
+from tpm_mtls.sealed_blob import SealedBlob, open_payload, payload_for
 from tpm_mtls.tpm import OWNER_HIERARCHY, SRK_HANDLE
 from tpm_mtls.tpm.templates import hierarchy_parent_template, tools_parent_template
-from tpm_mtls_agent.sealed_blob import SealedBlob, open_payload, payload_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

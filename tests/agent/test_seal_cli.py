@@ -102,6 +102,18 @@ def test_what_is_bound_to_pcrs_stays_closed_when_something_else_was_booted(
     assert command.unseal(blob) == SECRET
 
 
+def test_what_differs_since_it_was_sealed_is_told(command: SealCommand, tpm: SimulatedTpm, tmp_path: Path) -> None:
+    command.seal(SECRET, "--pcrs", "sha256:4,7", "--out", "blob")
+    assert b"nothing differs: PCRs 4, 7 (sha256)" in command("pcr", "diff", "blob")
+    extend(tpm)
+    assert run(["pcr", "diff", "blob"]) == 4
+    assert b"PCR 7 (sha256)" in command.capfdbinary.readouterr().out
+    command.seal(SECRET, "--out", "free")
+    assert "free has no policy" in command.refused("pcr", "diff", "free", status=5)
+    (tmp_path / "blob").write_bytes((tmp_path / "blob").read_bytes()[:-50])
+    assert "blob is no usable sealed data" in command.refused("pcr", "diff", "blob", status=5)
+
+
 def test_one_of_several_recorded_states_will_do(command: SealCommand, tpm: SimulatedTpm) -> None:
     for name in ("one", "two"):
         assert run(["policy", "record", "--pcrs", "sha256:0,7", "--out", f"{name}.json"]) == 0

@@ -1,4 +1,4 @@
-"""``tpm-mtls seal`` and ``unseal`` as a user types them, in one process."""
+"""``tpm-mtls seal``, ``unseal`` and ``pcr`` as a user types them, in one process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class SealCommand:
     ) -> bytes:
         """What ``tpm-mtls command`` writes to standard output, given standard input; its errors if it fails."""
         self.monkeypatch.setattr("sys.stdin", (Terminal if terminal else io.TextIOWrapper)(io.BytesIO(given)))
-        ended = run([command, "--state-dir", "state", *arguments])
+        verbs, options = (arguments[:1], arguments[1:]) if command == "pcr" else ((), arguments)
+        ended = run([command, *verbs, "--state-dir", "state", *options])
         output, errors = self.capfdbinary.readouterr()
         assert ended == status, errors.decode()
         assert b"Traceback" not in errors

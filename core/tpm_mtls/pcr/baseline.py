@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tpm_mtls.errors import PolicyError
 from tpm_mtls.files import read_capped
 from tpm_mtls.key_reference import parse_key_reference
 from tpm_mtls.policy.document import LIMIT, parse_policy, parse_signed_policy
@@ -36,8 +37,8 @@ def read_baseline(what: str | None, state_dir: Path, tcti: str | None) -> Baseli
     """The values that ``what`` wants.
 
     Args:
-        what: a state that ``policy record`` or ``pcr predict`` wrote, a policy file, or a key with a policy beside it;
-            the identity folder's key if none.
+        what: a state that ``policy record`` or ``pcr predict`` wrote, a policy file, what ``seal`` wrote, or a key with
+            a policy beside it; the identity folder's key if none.
         state_dir: the identity folder.
         tcti: where the TPM is; asked only about a key at a handle.
 
@@ -46,7 +47,7 @@ def read_baseline(what: str | None, state_dir: Path, tcti: str | None) -> Baseli
         StorageError: it cannot be read.
     """
     if what is None or not what.endswith(".json"):
-        return _of_key(what, state_dir, tcti)
+        return _of_sealed(what, state_dir) or _of_key(what, state_dir, tcti)
     path = Path(what)
     data = read_capped(path, limit=LIMIT)
     if what.endswith(SIGNED_SUFFIX):
@@ -54,6 +55,18 @@ def read_baseline(what: str | None, state_dir: Path, tcti: str | None) -> Baseli
     if what.endswith(POLICY_SUFFIX):
         return Baseline(what, parse_policy(data, what).policy, find_signed_policies([path.absolute().parent])[0])
     return Baseline(what, parse_state(data, what).pcrs, ())
+
+
+def _of_sealed(what: str | None, state_dir: Path) -> Baseline | None:
+    from tpm_mtls.sealed_blob import find_blob  # noqa: PLC0415 - imports tpm2-pytss's types
+
+    path = Path(what or "")
+    blob = find_blob(path) if what is not None else None
+    if blob is None:
+        return None
+    if not blob.policy:
+        raise PolicyError(f"{what} has no policy: it is unsealed whatever was booted", hint="seal it with --pcrs")
+    return Baseline(str(path), blob.policy, find_signed_policies([path.absolute().parent, state_dir])[0])
 
 
 def _of_key(reference: str | None, state_dir: Path, tcti: str | None) -> Baseline:

@@ -70,7 +70,7 @@ def log(*, file: Path | None, pcrs: str | None, as_json: bool) -> None:
 
 
 @pcr.command(epilog="Example: tpm-mtls pcr diff state.json --log-before before-update.log")
-@click.argument("what", required=False, metavar="[STATE|POLICY|KEY]")
+@click.argument("what", required=False, metavar="[STATE|POLICY|SEALED|KEY]")
 @click.option("--log-before", type=_FILE, help="The event log of the boot that the values are from, if it was kept.")
 @click.option("--event-log", type=_FILE, help="The event log of this boot.  [default: the kernel's, if there is one]")
 @state_dir_option
@@ -87,8 +87,9 @@ def diff(
 ) -> None:
     """Say which PCRs have other values than once, and which measurements explain it; exit with 4 if any has.
 
-    The values are those of a recorded or predicted state (policy record, pcr predict), of a policy file, or of a key's
-    policy; by default those to which --log-before leads, else those of the identity folder's key.
+    The values are those of a recorded or predicted state (policy record, pcr predict), of a policy file, of what
+    tpm-mtls seal wrote, or of a key's policy; by default those to which --log-before leads, else those of the identity
+    folder's key.
     """
     from tpm_mtls.pcr.difference import find_differences  # noqa: PLC0415 - imports tpm2-pytss
 

@@ -11,6 +11,7 @@ import click
 
 from tpm_mtls.cli_options import answer, json_option, progress
 from tpm_mtls.errors import UsageError
+from tpm_mtls.secrets.client import TIMEOUT, Client
 from tpm_mtls.secrets.protocol import DEFAULT_SOCKET, VALUE_LIMIT
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _agent_options(function: F) -> F:
         click.option(
             "--timeout",
             type=click.FloatRange(0, _LONGEST_WAIT, min_open=True),
-            default=30.0,
+            default=TIMEOUT,
             show_default=True,
             metavar="SECONDS",
             help="How long to wait for the agent.",
@@ -96,7 +97,6 @@ def set_(
     The value is what comes on standard input, byte for byte; echo would add a newline to it. At a terminal it is asked
     for, unseen.
     """
-    from tpm_mtls.secrets.client import Client  # noqa: PLC0415 - `secret --help` stays quick
     from tpm_mtls.streams import read_input  # noqa: PLC0415 - the same
 
     name = _one(names, sources)
@@ -126,7 +126,6 @@ def get(
 ) -> None:
     """Get a secret, byte for byte; nothing is added to it."""
     from tpm_mtls.files import refuse_existing  # noqa: PLC0415 - `secret --help` stays quick
-    from tpm_mtls.secrets.client import Client  # noqa: PLC0415 - the same
     from tpm_mtls.streams import write_output  # noqa: PLC0415 - the same
 
     if out is not None:
@@ -149,7 +148,6 @@ def get(
 @json_option
 def del_(*, names: tuple[str, ...], sources: tuple[str, ...], socket: Path, timeout: float, as_json: bool) -> None:
     """Remove a secret."""
-    from tpm_mtls.secrets.client import Client  # noqa: PLC0415 - `secret --help` stays quick
 
     Client(socket, timeout=timeout).delete(_one(names, sources))
     answer({"deleted": True}, "deleted", as_json=as_json)
@@ -202,7 +200,6 @@ def exec_(  # noqa: PLR0913 - one parameter per option
     """
     from tpm_mtls.programs import cannot_run  # noqa: PLC0415 - `secret --help` stays quick
     from tpm_mtls.secrets import delivery  # noqa: PLC0415 - the same
-    from tpm_mtls.secrets.client import Client  # noqa: PLC0415 - the same
 
     command: list[str] = context.meta[_COMMAND]
     if not command:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from tpm_mtls.secrets.protocol import Done, Request
 
-TIMEOUT: Final = 30.0
-"""Seconds for one request. The agent does one thing after the other, and a set on a slow chip takes about one."""
+TIMEOUT: Final = 180.0
+"""Seconds for one request: longer than it may wait for its turn in the agent, whose own answer says more."""
 
 _INDEX: Final = re.compile(r"0[xX][0-9A-Fa-f]{7,8}")
 _PIECE: Final = 64 * 1024

@@ -18,18 +18,22 @@ import re
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tpm_mtls.errors import CredentialError, PemError
+from tpm_mtls.files import read_capped, storage_errors
 from tpm_mtls.policy.digest import policy_digest
 from tpm_mtls.policy.document import Assertion, Hex, Name, check_assertions
 from tpm_mtls.policy.key_file import policy_commands
 from tpm_mtls.structures.sealed import SEALED_LIMIT, SealedObject, sealed_object
 from tpm_mtls.structures.tss2_file import Kind, PolicyCommand, Tss2File, parse_tss2_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SECRET_LIMIT: Final = 64 * 1024
 """Bytes of a secret; what is larger is better encrypted with a key that is sealed."""
@@ -125,6 +129,20 @@ def parse_blob(data: bytes, name: str = "the blob") -> SealedBlob:
         raise _damaged(name, "its record has another policy than what the TPM sealed")
     srk = bytes.fromhex(record.srk) or None
     return SealedBlob(sealed, tss2.parent, tss2.empty_auth, srk, record.policy, ciphertext)
+
+
+def find_blob(path: Path) -> SealedBlob | None:
+    """The blob in the file ``path``; none if there is no file, or it has no record, as one of ours has.
+
+    Raises:
+        PemError: it is damaged.
+        StorageError: it cannot be read.
+    """
+    with storage_errors(path, "read"):
+        if not path.is_file() or path.stat().st_size > FILE_LIMIT:
+            return None
+    data = read_capped(path, limit=FILE_LIMIT)
+    return parse_blob(data, str(path)) if f"-----BEGIN {_RECORD}-----".encode() in data else None
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,7 @@ from support.policies import Operator, pcr_policy
 from support.sealing import sealed_object_of
 from tpm_mtls.errors import PemError
 from tpm_mtls.policy.document import PolicyAuthValue, PolicyOr
-from tpm_mtls.structures import KeyAlgorithm, Tss2Key
-from tpm_mtls.structures.tss2_file import Kind, Tss2File
-from tpm_mtls.tpm import SRK_HANDLE, open_tpm
-from tpm_mtls_agent.sealed_blob import (
+from tpm_mtls.sealed_blob import (
     FILE_LIMIT,
     SECRET_LIMIT,
     SealedBlob,
@@ -28,6 +25,9 @@ from tpm_mtls_agent.sealed_blob import (
     parse_blob,
     payload_for,
 )
+from tpm_mtls.structures import KeyAlgorithm, Tss2Key
+from tpm_mtls.structures.tss2_file import Kind, Tss2File
+from tpm_mtls.tpm import SRK_HANDLE, open_tpm
 
 if TYPE_CHECKING:
     from pathlib import Path
