@@ -35,7 +35,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Account:
-    connections: int = 0
+    connections: int = 0  # those that are answered and not closed yet, too
+    requests: int = 0
     large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_LARGE_EACH))
 
 
@@ -123,7 +124,7 @@ class Connections:
             account = self._accounts.setdefault(peer.account, _Account())
             account.connections += 1
             try:
-                if account.connections > self._limits.connections_each:
+                if account.requests >= self._limits.requests_each:
                     self._turn_away(connection, peer, since)
                 else:
                     await self._converse(connection, peer, account, since)
@@ -144,14 +145,19 @@ class Connections:
         connection.send(encode_answer(self._service.refuse(peer, busy, since=since)))
 
     async def _converse(self, connection: socket.socket, peer: Peer, account: _Account, since: float) -> None:
-        answer = await self._answer(connection, peer, account, since)
-        if answer is None:
-            return
-        async with asyncio.timeout(self._limits.answer):
-            await asyncio.get_running_loop().sock_sendall(connection, encode_answer(answer))
-        connection.shutdown(socket.SHUT_WR)
-        async with self._deadline(self._limits.answer):
-            await _until_closed(connection)
+        account.requests += 1
+        try:
+            answer = await self._answer(connection, peer, account, since)
+            if answer is None:
+                return
+            async with asyncio.timeout(self._limits.answer):
+                await asyncio.get_running_loop().sock_sendall(connection, encode_answer(answer))
+            connection.shutdown(socket.SHUT_WR)
+        finally:
+            account.requests -= 1
+        if account.connections - account.requests <= self._limits.requests_each:
+            async with self._deadline(self._limits.answer):
+                await _until_closed(connection)
 
     async def _answer(
         self, connection: socket.socket, peer: Peer, account: _Account, since: float

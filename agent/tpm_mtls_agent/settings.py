@@ -17,7 +17,8 @@ class Limits:
 
     Attributes:
         connections: at once, of all clients together; more wait in the kernel.
-        connections_each: at once, of one account (`tpm_mtls_agent.peers.Peer.account`); more are refused.
+        requests_each: at once, of one account (`tpm_mtls_agent.peers.Peer.account`); more are refused. As many of its
+            connections again may be answered and not closed yet.
         request: from the connection to the end of its request.
         answer: for a client to take the answer, and to close the connection.
         queue: for a request to wait for the TPM. 256 sets at a slow chip's half a second each take as long.
@@ -29,7 +30,7 @@ class Limits:
     """
 
     connections: int = 1024
-    connections_each: int = 256
+    requests_each: int = 256
     request: float = 5.0
     answer: float = 5.0
     queue: float = 150.0

@@ -253,7 +253,7 @@ def test_one_account_has_a_cap_on_requests_at_once(tmp_path: Path) -> None:
         assert all(answer["ok"] for answer in await asyncio.gather(*waiting))
         assert (await agent.ask("get", "n0"))["ok"]
 
-    with_agent(tmp_path, test, limits=Limits(connections_each=3))
+    with_agent(tmp_path, test, limits=Limits(requests_each=3))
 
 
 def test_above_the_cap_for_all_clients_wait_and_get_their_turn(tmp_path: Path) -> None:
@@ -277,7 +277,25 @@ def test_who_is_turned_away_takes_up_no_room(tmp_path: Path) -> None:
         for client in silent:
             client.close()
 
-    with_agent(tmp_path, test, limits=Limits(connections_each=2))
+    with_agent(tmp_path, test, limits=Limits(requests_each=2))
+
+
+def test_connections_that_are_answered_and_not_closed_yet_count_apart(tmp_path: Path) -> None:
+    """A program that makes its next requests when the answers come may be quicker than its closing of the old ones."""
+
+    async def test(agent: RunningAgent) -> None:
+        agent.store.values[b"key"] = (1, b"value")
+        clients = []
+        for _ in range(9):
+            reader, writer = await asyncio.open_unix_connection(agent.socket)
+            clients.append((reader, writer))
+            writer.write(GET)
+            assert await reader.read() == b'{"ok":true,"value":"value"}'
+        await agent.until(lambda: agent.connections() == 2)
+        for _, writer in clients:
+            writer.close()
+
+    with_agent(tmp_path, test, limits=Limits(requests_each=2))
 
 
 def test_a_request_that_waits_too_long_is_told_so_and_not_carried_out(tmp_path: Path) -> None:
