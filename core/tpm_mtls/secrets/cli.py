@@ -148,7 +148,6 @@ def get(
 @json_option
 def del_(*, names: tuple[str, ...], sources: tuple[str, ...], socket: Path, timeout: float, as_json: bool) -> None:
     """Remove a secret."""
-
     Client(socket, timeout=timeout).delete(_one(names, sources))
     answer({"deleted": True}, "deleted", as_json=as_json)
 
