@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 PRIVATE_FILE = 0o600
@@ -18,11 +19,15 @@ class AppendedFile:
         """Opens ``path``; makes it, for this user alone, if it is not there.
 
         Raises:
-            OSError: it cannot be opened, or is a pipe that nobody reads.
+            OSError: it cannot be opened, is a pipe that nobody reads, or somebody else's.
         """
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         # without O_NONBLOCK the opening of a pipe waits for its reader, who may be gone for good
         self._descriptor = os.open(path, flags | os.O_NONBLOCK, PRIVATE_FILE)
+        # a program that outlives its `tpm-mtls trace` still has the path, and the folder may be somebody else's by now
+        if os.fstat(self._descriptor).st_uid != os.geteuid():
+            self.close()
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         os.set_blocking(self._descriptor, True)
 
     @property

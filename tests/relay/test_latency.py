@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from support.tpm import SimulatedTpm
     from support.tracing import Exchanged
 
+pytestmark = pytest.mark.usefixtures("runtime")
+
 MODELS = sorted(path.stem for path in Path(tpm_mtls_relay.__file__).parent.joinpath("models").iterdir())
 RANDOM = simple_command(0x17B, b"\0\x08")
 SUCCESS = HEADER.pack(NO_SESSIONS, 10, 0)
@@ -39,6 +41,12 @@ rsa-2048 = 70
 [ECC_Parameters]
 default = 1
 """
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relays' locks are where nobody else looks."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
 
 def signature(kind: str) -> tuple[bytes, bytes]:
