@@ -69,6 +69,10 @@ class Aliases:
         self._clock = clock
         self._aliases: dict[int, Alias] = {}
 
+    def __contains__(self, handle: int) -> bool:
+        """Whether it is a virtual handle of a key."""
+        return handle in self._aliases
+
     def keys(self) -> list[PublicArea | None]:
         """The keys behind the virtual handles; none for one that is not known."""
         return [alias.key for alias in self._aliases.values()]

@@ -14,7 +14,7 @@ from tpm_mtls_relay.objects import is_persistent, is_session, is_transient
 from tpm_mtls_relay.persistent_keys import PersistentKeys
 from tpm_mtls_relay.reader import Reader
 from tpm_mtls_relay.repeats import RepeatedLoads
-from tpm_mtls_relay.virtual_handles import VirtualHandles
+from tpm_mtls_relay.virtual_handles import VirtualHandles, refusal_where
 from tpm_mtls_relay.wire import HEADER, code_of, handles_of
 
 TYPE_CHECKING = False
@@ -76,7 +76,7 @@ class Shortcuts:
         response = self._in_software(command)
         if response is None:
             self._repeats.prepare(command)
-            response = self._aliases.load(command) or self._aliases.use(command) or self._pass_on(command)
+            response = self._with_aliases(command) or self._pass_on(command)
         return response
 
     @property
@@ -93,6 +93,14 @@ class Shortcuts:
         if code in {commands.HASH, commands.HASH_SEQUENCE_START}:
             return self._hashing.begin(command) if self._may_hash(code) else None
         return self._answers.answer(command) or self._hashing.go_on(command) or self._repeats.answer(command)
+
+    def _with_aliases(self, command: bytes) -> bytes | None:
+        refusal = refusal_where(command, self._is_unknown)
+        return refusal or self._aliases.load(command) or self._aliases.use(command)
+
+    def _is_unknown(self, handle: int) -> bool:
+        """Whether it was a virtual handle, or is a sequence's, which was asked already."""
+        return self._handles.has_ended(handle) or (handle in self._handles and handle not in self._aliases)
 
     def _may_hash(self, code: int) -> bool:
         keys = [self._objects.get(handle) for handle in self._programs] + self._aliases.keys()

@@ -121,7 +121,8 @@ def test_it_signs_with_one_command_each_and_its_unloading_is_no_command(
     layers.sent.clear()
     assert code_of(layers(flush(handle))) == 0
     assert layers.sent == []
-    assert code_of(layers(sign(handle, DIGEST, ECDSA))) == 0x184  # TPM_RC_VALUE, first handle: nothing is there
+    assert code_of(layers(sign(handle, DIGEST, ECDSA))) == 0x910  # TPM_RC_REFERENCE_H0: nothing is there
+    assert layers.sent == []
 
 
 def test_the_key_is_looked_for_once(layers: TappedShortcuts, tmp_path: Path) -> None:
