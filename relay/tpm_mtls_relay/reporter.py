@@ -137,7 +137,7 @@ def program_of(pid: int, *, processes: str = "/proc") -> tuple[int, str]:
 
 def _is_relay(pid: int, processes: str) -> bool:
     arguments = _read(f"{processes}/{pid}/cmdline").split(b"\0")
-    return any(argument.endswith(b"/tpm_mtls_relay") for argument in arguments[:5])
+    return any(argument.endswith((b"/tpm_mtls_relay", b"/tpm_mtls_relay/__main__.py")) for argument in arguments[:5])
 
 
 def _parent(pid: int, processes: str) -> int:

@@ -86,7 +86,7 @@ def test_a_program_that_cannot_be_run_leaves_nothing(temporary: Path, name: str)
 
 def test_what_relays_write_after_the_programs_end_is_read_too(temporary: Path) -> None:
     told = Told()
-    program = '{ sleep 0.2; echo late; } >"$TRACE" & exit 0'
+    program = 'exec 3>"$TRACE"; { sleep 0.2; echo late >&3; } & exit 0'
     assert run_traced([*SHELL, program], environment, told) == 0
     assert told.lines == [b"late"]
     assert list(temporary.iterdir()) == []

@@ -282,7 +282,7 @@ def test_the_program_is_the_first_ancestor_that_is_no_relay(tmp_path: Path) -> N
         (folder / "comm").write_text(f"{name}\n")
 
     process(10, 1, "cu) rl\x1b[", "/usr/bin/curl", "https://backend.example")
-    process(11, 10, "python", "/usr/bin/python", "-I", "-S", "/lib/tpm_mtls_relay", "--tcti", "x")
+    process(11, 10, "python", "/usr/bin/python", "-I", "-S", "/lib/tpm_mtls_relay/__main__.py", "--tcti", "x")
     assert program_of(10, processes=str(tmp_path)) == (10, "cu) rl?[")
     assert program_of(11, processes=str(tmp_path)) == (10, "cu) rl?[")
     assert program_of(12, processes=str(tmp_path)) == (12, "")
