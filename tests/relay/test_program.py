@@ -43,6 +43,12 @@ PRIMARY = with_password(
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG, prctl(2)
 
 
+@pytest.fixture(autouse=True)
+def _not_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own TLS side silences libtss2, and with it the relay, in the processes that it starts."""
+    monkeypatch.delenv("TSS2_LOG", raising=False)
+
+
 @pytest.fixture(params=[False, True], ids=["as libtss2 starts it", "measured"])
 def relay(request: pytest.FixtureRequest, tpm: SimulatedTpm) -> Iterator[RelayProcess]:
     with relay_process(tpm, measured=request.param) as relay:

@@ -39,7 +39,7 @@ class RelayProcess:
     def __init__(
         self, tcti: str, *options: str, measured: bool = False, preexec: Callable[[], None] | None = None
     ) -> None:
-        isolated = ["-I", "-S", str(Path(tpm_mtls_relay.__file__).parent)]
+        isolated = ["-I", "-S", str(Path(tpm_mtls_relay.__file__).with_name("__main__.py"))]
         program = [sys.executable, *(["-m", "tpm_mtls_relay"] if measured else isolated)]
         self.process = subprocess.Popen(
             [*program, "--tcti", tcti, *options],
