@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,6 @@ import msgspec
 import pytest
 
 from support.policies import RECORDED, ZEROS, Operator, extend, pcr_policy, present_state
-from support.tpm_proxy import TpmProxy
 from tpm_mtls.errors import (
     AlgorithmUnsupportedError,
     HandleOccupiedError,
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from support.tpm import SimulatedTpm
     from tpm_mtls.policy.document import SignedPolicy
 
-PCR_READ = 0x17E
 ONES = "11" * 32
 TWOS = "22" * 32
 
@@ -153,18 +150,19 @@ def test_the_present_state_is_read_in_one_command_for_each_eight_pcrs(tpm: Simul
     assert len(present_state(tpm, f"sha256:{everything}").pcrs[0].values) == 24
 
 
-def test_pcrs_that_change_while_they_are_read_make_no_state(tpm: SimulatedTpm, tmp_path: Path) -> None:
-    proxy = TpmProxy(tpm, tmp_path)
-    proxy.signal_after(PCR_READ, signal.SIGTERM)
-    before = signal.signal(signal.SIGTERM, lambda *_: extend(tpm, 7))
-    try:
-        with (
-            open_tpm(proxy.tcti) as opened,
-            pytest.raises(StateError, match="the PCRs changed while they were read"),
-        ):
+def test_pcrs_that_change_while_they_are_read_make_no_state(tpm: SimulatedTpm, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_tpm(tpm.tcti) as opened:
+        context = opened.pcrs._context
+        read = context.pcr_read
+
+        def read_and_extend(selection: object) -> object:
+            answer = read(selection)
+            extend(tpm, 7)
+            return answer
+
+        monkeypatch.setattr(context, "pcr_read", read_and_extend)
+        with pytest.raises(StateError, match="the PCRs changed while they were read"):
             read_state(opened.pcrs, "sha256:0,1,2,3,4,5,6,7,8", now=RECORDED)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_bank_that_is_not_there_is_refused(tpm: SimulatedTpm) -> None:
