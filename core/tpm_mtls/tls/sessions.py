@@ -76,7 +76,7 @@ class SessionCache:
 
     def _begin(self) -> None:
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._servers: OrderedDict[Server, deque[Session]] = OrderedDict()
 
     @contextlib.contextmanager
