@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from support.tracing import Recorder, pairs
 from tpm_mtls.trace import read_trace
-from tpm_mtls_relay.appending import AppendedFile
-from tpm_mtls_relay.capture import Capture
 from tpm_mtls_relay.errors import OptionError
-from tpm_mtls_relay.wire import simple_command
+from tpm_mtls_relay.messages.wire import simple_command
+from tpm_mtls_relay.observers.appending import AppendedFile
+from tpm_mtls_relay.observers.capture import Capture
 
 if TYPE_CHECKING:
     from pathlib import Path

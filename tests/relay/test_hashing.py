@@ -46,11 +46,19 @@ from support.tpm_commands import (
     with_password,
 )
 from support.tpm_keys import make_key
-from tpm_mtls_relay import commands
-from tpm_mtls_relay.hashing import CONTEXT_LIMIT, NAMES, SEQUENCE_LIMIT, SoftwareHashing, _find, digest_of, new_hash
-from tpm_mtls_relay.objects import Objects
-from tpm_mtls_relay.virtual_handles import FIRST, VirtualHandles
-from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, code_of, simple_command
+from tpm_mtls_relay.loaded.objects import Objects
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, code_of, simple_command
+from tpm_mtls_relay.shortcuts.hashing import (
+    CONTEXT_LIMIT,
+    NAMES,
+    SEQUENCE_LIMIT,
+    SoftwareHashing,
+    _find,
+    digest_of,
+    new_hash,
+)
+from tpm_mtls_relay.shortcuts.virtual_handles import FIRST, VirtualHandles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

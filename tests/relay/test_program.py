@@ -19,12 +19,13 @@ from support.relay import RelayProcess, relay_layers, relay_process
 from support.tpm_commands import OWNER, flush, handle_in, sized, with_password
 from support.tpm_keys import make_key
 from tpm_mtls.relay import relay_tcti
-from tpm_mtls_relay import commands, errors
+from tpm_mtls_relay import errors
 from tpm_mtls_relay.errors import OptionError
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, code_of, simple_command
 from tpm_mtls_relay.options import parse_options
 from tpm_mtls_relay.parent import Parent
 from tpm_mtls_relay.program import refuse_everything, report, run
-from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, code_of, simple_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
