@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING
 
 import tpm_mtls_relay
 from tpm_mtls_relay.layers import build_layers
+from tpm_mtls_relay.messages.wire import HEADER
 from tpm_mtls_relay.options import parse_options
-from tpm_mtls_relay.wire import HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
