@@ -7,6 +7,7 @@ could not do that, and the test would fail.
 from __future__ import annotations
 
 import asyncio
+import asyncio.sslproto
 import contextlib
 import contextvars
 import gc
@@ -103,7 +104,7 @@ async def while_held(held: HeldCommands, work: asyncio.Future[T]) -> None:
 
 @contextlib.asynccontextmanager
 async def echo_server(context: ssl.SSLContext) -> AsyncIterator[int]:
-    """A server of asyncio streams that sends back what it gets; yields its port."""
+    """A server of asyncio streams that sends back what it gets, until the clients close; yields its port."""
     tasks: list[asyncio.Task[Any] | None] = []
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -253,26 +254,40 @@ def test_the_loop_goes_on_while_the_key_is_loaded_again(
     run(test())
 
 
-def test_the_programs_context_variables_survive_the_thread(
-    identity: Identity, software: Identity, tpm: SimulatedTpm
-) -> None:
+def test_what_comes_meanwhile_waits(identity: Identity, software: Identity, proxy: TpmProxy) -> None:
+    """An event loop calls again whenever the peer sends something. Its context variables are there afterwards."""
+    held = proxy.hold(SIGN)
+    client = client_context(identity, tcti=proxy.tcti)
     variable = contextvars.ContextVar("variable", default="lost")
-    seen = asyncio.Queue[str]()
 
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.put_nowait(variable.get())
-        writer.close()
-        await writer.wait_closed()
+    class Application(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            transport.write(variable.get().encode())
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            assert data == b"kept"
+            self.transport.close()
+
+        def connection_lost(self, _: Exception | None) -> None:
+            ended.set()
+
+    ended = asyncio.Event()
 
     async def test() -> None:
         variable.set("kept")
-        context = server_context(identity, tcti=tpm.tcti)
-        async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as server:
-            port = server.sockets[0].getsockname()[1]
-            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_context(software))
-            assert await seen.get() == "kept"
-            writer.close()
-            await writer.wait_closed()
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        protocol = asyncio.sslproto.SSLProtocol(loop, Application(), client, done, server_hostname="localhost")
+        async with echo_server(server_context(software)) as port:
+            await loop.create_connection(lambda: protocol, "127.0.0.1", port)
+            await while_held(held, done)
+            for _ in range(3):
+                protocol.buffer_updated(0)
+            assert not done.done()
+            held.release()
+            await ended.wait()
 
     run(test())
 
