@@ -1,8 +1,8 @@
 """TLS for one accepted connection: between asyncio's TCP transport and an application's protocol.
 
-asyncio has this too, but it drops the alert of a refused handshake (CPython 3.11 to 3.14), so that a client never learns
-*why* (``certificate required``, ``certificate expired``). Here the alert is sent, all of the handshake runs in a worker
-thread, the TPM's signature included, and every wait has an end.
+asyncio has this too, but it drops the alert of a refused handshake (CPython 3.11 to 3.14), so that a client never
+learns *why* (``certificate required``, ``certificate expired``). Here the alert is sent, all of the handshake runs in a
+worker thread, the TPM's signature included, and every wait has an end.
 """
 
 from __future__ import annotations
