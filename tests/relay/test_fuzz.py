@@ -75,7 +75,7 @@ class Nonsense:
         """Nothing to close."""
 
 
-answers = st.lists(st.one_of(responses, st.binary(max_size=40), st.just(RelayError("broken", 0xBF902))), max_size=12)
+answers = st.lists(st.one_of(responses, st.binary(max_size=40), st.just(RelayError("broken", 0xBF942))), max_size=12)
 
 
 @settings(deadline=None)

@@ -552,7 +552,7 @@ def test_a_file_that_is_changed_in_place_is_read_again_after_a_refusal(
         (commands.VERIFY_SIGNATURE, 0x904),
         (commands.POLICY_AUTHORIZE, 0x904),
         (commands.SIGN, 0x921),
-        (commands.SIGN, 0xBF901),
+        (commands.SIGN, 0xBF941),
     ],
 )
 def test_what_the_tpm_answers_otherwise_goes_through_and_nothing_is_left(
