@@ -10,8 +10,8 @@ satisfied once would lock a web server out until it is restarted. `tpm_mtls.resp
 from __future__ import annotations
 
 LAYER = 11 << 16 | 0xF840
-"""TSS2_RESMGR_RC_LAYER, TSS2_LAYER_IMPLEMENTATION_SPECIFIC_OFFSET, and numbers that no TPM has, so that libtss2 does not
-put them into the words of another: 0xBF941 is MALFORMED_COMMAND, and so on."""
+"""TSS2_RESMGR_RC_LAYER, TSS2_LAYER_IMPLEMENTATION_SPECIFIC_OFFSET, and numbers that no TPM has, so that libtss2 puts
+them into no other's words: 0xBF941 is MALFORMED_COMMAND, and so on."""
 
 MALFORMED_COMMAND = LAYER | 0x101
 NO_TPM = LAYER | 0x102
