@@ -14,6 +14,7 @@ import gc
 import socket
 import ssl
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -230,6 +231,29 @@ def test_eight_handshakes_at_once_and_both_sides_in_one_tpm(identity: Identity, 
             held.release()
             assert await together == [False] * 8
             assert True in await asyncio.gather(*[by_streams(port, client) for _ in range(8)])
+
+    run(test())
+
+
+@pytest.mark.parametrize("connect", [by_streams, by_anyio])
+def test_the_loop_goes_on_when_a_server_has_forgotten_the_session(
+    connect: Callable[..., Awaitable[bool]], identity: Identity, software: Identity, proxy: TpmProxy
+) -> None:
+    """Only its answer says that there will be a signature after all."""
+    held = proxy.hold(SIGN, skip=1)
+    client = client_context(identity, tcti=proxy.tcti)
+
+    async def test() -> None:
+        async with echo_server(server_context(software)) as port, echo_server(server_context(software)) as other:
+            assert not await connect(port, client)
+            kept = client.sessions._servers
+            kept["localhost", other] = kept.pop(("localhost", port))
+            connecting = asyncio.ensure_future(connect(other, client))
+            await while_held(held, connecting)
+            assert len(client.sessions) == 0
+            held.release()
+            assert not await connecting
+            assert await connect(other, client)
 
     run(test())
 
@@ -517,6 +541,48 @@ def test_a_peer_that_is_not_trusted(
                 await connect(port, client)
 
     run(test())
+
+
+def test_a_client_that_a_server_does_not_trust(
+    ca: TestCa, identity: Identity, software: Identity, tpm: SimulatedTpm
+) -> None:
+    server = server_context(identity, tcti=tpm.tcti)
+    strange = TestCa(ca.folder, "stranger").software_identity("device")
+    stranger = client_context(replace(strange, trust=ca.trust))
+
+    async def test() -> None:
+        async with echo_server(server) as port:
+            with pytest.raises((ssl.SSLError, OSError, EOFError)):
+                await by_streams(port, stranger)
+            assert not await by_streams(port, client_context(software))
+
+    run(test())
+
+
+def test_errors_of_a_context_that_is_not_ours_are_left_as_they_are(ca: TestCa, software: Identity) -> None:
+    """A server-name callback may choose one."""
+    server, other = server_context(software), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    other.load_cert_chain(software.certificate, str(software.key))
+    other.load_verify_locations(ca.trust)
+
+    def choose(connection: ssl.SSLObject, *_: object) -> None:
+        connection.context = other
+
+    server.sni_callback = choose  # type: ignore[assignment]  # typeshed knows sockets only
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context(ca.software_identity("device"))
+    near = client.wrap_bio(to_client, to_server, server_hostname="localhost")
+    far = server.wrap_bio(to_server, to_client, server_side=True)
+    for side in (near, far):
+        with pytest.raises(ssl.SSLWantReadError):
+            side.do_handshake()
+    near.do_handshake()
+    far.do_handshake()
+    assert far.context is other
+    to_server.write(b"no record of TLS")
+    with pytest.raises(ssl.SSLError, match=r"(?i)wrong version number|record") as caught:
+        far.read(10)
+    assert caught.value.__cause__ is None
 
 
 def test_a_program_that_is_not_asyncios_own(identity: Identity, tpm: SimulatedTpm) -> None:
