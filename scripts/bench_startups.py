@@ -20,7 +20,7 @@ BASE = "python -c pass"
 COMMANDS = {
     BASE: [*_PYTHON, "-c", "pass"],
     "python -I -S -c pass": [*_PYTHON, "-I", "-S", "-c", "pass"],
-    "the relay, without a command": [*_PYTHON, "-I", "-S", str(Path(tpm_mtls_relay.__file__).parent)],
+    "the relay, without a command": [*_PYTHON, "-I", "-S", str(Path(tpm_mtls_relay.__file__).with_name("__main__.py"))],
     "python -c 'import ssl'": [*_PYTHON, "-c", "import ssl"],
     "tpm-mtls --help": [*_TPM_MTLS, "--help"],
     "tpm-mtls client get --help": [*_TPM_MTLS, "client", "get", "--help"],

@@ -40,8 +40,12 @@ class Stage:
 
     def openssl(self, *arguments: str) -> None:
         """Runs openssl, which says more than anybody wants to read."""
-        self.tell.command(["openssl", *arguments])
-        self._program(["openssl", *arguments], 0, silent=True)
+        self.tool("openssl", *arguments)
+
+    def tool(self, *command: str) -> None:
+        """Runs a program that is not ours; what it says is told only if it fails."""
+        self.tell.command(list(command))
+        self._program(list(command), 0, silent=True)
 
     def _program(self, command: list[str], expect: int, *, silent: bool = False) -> str:
         done = subprocess.run(
@@ -54,7 +58,7 @@ class Stage:
             timeout=_PROGRAM_TIMEOUT,
         )
         if not silent or done.returncode != expect:
-            self.tell.output(done.stdout + done.stderr)
+            self.tell.output("\n".join(filter(None, [done.stdout.rstrip("\n"), done.stderr])))
         self.expect(done.returncode == expect, f"expected exit status {expect}, got {done.returncode}")
         return done.stdout.strip()
 

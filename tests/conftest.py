@@ -29,6 +29,12 @@ def pytest_report_header() -> list[str]:
     return [f"python {platform.python_version()}, {ssl.OPENSSL_VERSION}", swtpm.split("\n", maxsplit=1)[0]]
 
 
+@pytest.fixture(autouse=True)
+def _runtime_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What relays remember for later ones, they remember for this test only."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+
+
 @pytest.fixture
 def make_tpm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., SimulatedTpm]]:
     """Makes running simulated TPMs; at the end of the test none may hold leaked objects or sessions."""

@@ -22,7 +22,7 @@ KEY = "--key KEY"
 
 CHECK_POLICY = f"tpm-mtls policy check {KEY} says what differs from when it was made"
 
-_LAYER = 11 << 16 | 0xF800
+_LAYER = 11 << 16 | 0xF840
 
 NO_TPM = _LAYER | 0x102
 """No TPM answers behind the relay, or not in time: `tpm_mtls.response_codes` knows what to advise."""

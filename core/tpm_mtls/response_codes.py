@@ -156,6 +156,12 @@ _FORMAT_ZERO_MEANINGS = {
         "the TPM's object slots are exhausted: another program holds keys in it, or one was killed and left them",
         "use the resource manager (device:/dev/tpmrm0), or free them: tpm2_flushcontext --transient-object",
     ),
+    0x901: _Meaning(
+        "TPM_RC_CONTEXT_GAP",
+        TpmMemoryError,
+        "another program has kept a session idle for too long",
+        "end or restart the program that holds one behind the same resource manager",
+    ),
     0x903: _Meaning(
         "TPM_RC_SESSION_MEMORY",
         TpmMemoryError,

@@ -10,11 +10,11 @@ Every layer is a function from a command to its response, and is given the layer
     program ─ Shortcuts ─ PolicyAuthorization ─ Tracking ─ Retrying ─ Tap ─ LatencyModel ─ transport ─ TPM
 
 - `shortcuts`: answers in software what needs no TPM, and uses a persistent key in place of its loaded copy.
-- `policy_authorization`: satisfies the policy of a key that has one.
-- `tracking`: knows what is loaded, and leaves nothing behind.
-- `retrying`: a busy TPM, or a connection that died.
-- `tap`: trace, capture and counters: what reaches the TPM.
-- `latency`: a simulated TPM, as slow as a chip.
+- `policies`: satisfies the policy of a key that has one.
+- `loaded`: knows what is loaded, and leaves nothing behind.
+- `connection`: the way to the TPM; a busy TPM, or a connection that died.
+- `observers`: trace, capture and counters of what reaches the TPM; a simulated TPM made as slow as a chip.
+- `messages`: commands and responses as bytes, for all of them.
 
 What no layer knows goes through byte for byte.
 """

@@ -1,4 +1,4 @@
-"""``python -I -S …/tpm_mtls_relay --tcti TCTI [OPTION…]``: see `tpm_mtls_relay.options`."""
+"""``python -I -S …/tpm_mtls_relay/__main__.py --tcti TCTI [OPTION…]``: see `tpm_mtls_relay.options`."""
 
 import os
 import sys

@@ -9,8 +9,9 @@ satisfied once would lock a web server out until it is restarted. `tpm_mtls.resp
 
 from __future__ import annotations
 
-LAYER = 11 << 16 | 0xF800
-"""TSS2_RESMGR_RC_LAYER and TSS2_LAYER_IMPLEMENTATION_SPECIFIC_OFFSET: 0xBF901 is MALFORMED_COMMAND, and so on."""
+LAYER = 11 << 16 | 0xF840
+"""TSS2_RESMGR_RC_LAYER, TSS2_LAYER_IMPLEMENTATION_SPECIFIC_OFFSET, and numbers that no TPM has, so that libtss2 puts
+them into no other's words: 0xBF941 is MALFORMED_COMMAND, and so on."""
 
 MALFORMED_COMMAND = LAYER | 0x101
 NO_TPM = LAYER | 0x102

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from tpm_mtls_relay.caches import Answers
-from tpm_mtls_relay.objects import Objects
-from tpm_mtls_relay.observers import Observers
-from tpm_mtls_relay.policy_authorization import PolicyAuthorization
-from tpm_mtls_relay.retrying import Retrying
+from tpm_mtls_relay.connection.retrying import Retrying
+from tpm_mtls_relay.connection.transport import Connection, Limits, is_raw, open_transport
+from tpm_mtls_relay.loaded.objects import Objects
+from tpm_mtls_relay.loaded.tracking import Tracking
+from tpm_mtls_relay.observers.observers import Observers
+from tpm_mtls_relay.policies.authorization import PolicyAuthorization
 from tpm_mtls_relay.runtime_folder import runtime_folder
-from tpm_mtls_relay.shortcuts import Shortcuts
-from tpm_mtls_relay.tracking import Tracking
-from tpm_mtls_relay.transport import Connection, Limits, is_raw, open_transport
+from tpm_mtls_relay.shortcuts.caches import Answers
+from tpm_mtls_relay.shortcuts.shortcuts import Shortcuts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tpm_mtls_relay.ledger import Ledger
+    from tpm_mtls_relay.connection.transport import Transport
+    from tpm_mtls_relay.loaded.ledger import Ledger
+    from tpm_mtls_relay.messages.wire import Exchange
     from tpm_mtls_relay.options import Options
-    from tpm_mtls_relay.transport import Transport
-    from tpm_mtls_relay.wire import Exchange
 
 _LAST_LIMIT = 5.0
 """Seconds for each command at the end: libtss2, and with it the program, waits for the relay."""
@@ -88,6 +88,6 @@ def build_layers(options: Options) -> Layers:
 
 
 def _ledger(folder: str, tcti: str) -> Ledger:
-    from tpm_mtls_relay.ledger import Ledger  # noqa: PLC0415 - not behind a resource manager
+    from tpm_mtls_relay.loaded.ledger import Ledger  # noqa: PLC0415 - not behind a resource manager
 
     return Ledger(folder, tcti)

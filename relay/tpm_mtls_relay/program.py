@@ -6,7 +6,7 @@ import os
 
 from tpm_mtls_relay.errors import OptionError
 from tpm_mtls_relay.layers import build_layers
-from tpm_mtls_relay.observers import check_observers
+from tpm_mtls_relay.observers.observers import check_observers
 from tpm_mtls_relay.options import parse_options
 from tpm_mtls_relay.parent import Parent
 from tpm_mtls_relay.service import Service

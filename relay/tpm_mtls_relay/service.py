@@ -6,14 +6,14 @@ import os
 import select
 
 from tpm_mtls_relay.errors import MalformedCommandError, RelayError
-from tpm_mtls_relay.wire import HEADER, MESSAGE_LIMIT, refusal, size_of
+from tpm_mtls_relay.messages.wire import HEADER, MESSAGE_LIMIT, refusal, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tpm_mtls_relay.layers import Layers
-    from tpm_mtls_relay.wire import Exchange
+    from tpm_mtls_relay.messages.wire import Exchange
 
 QUIET = 0.05
 """Seconds without a command, after which what was put off in the hope of one is done."""

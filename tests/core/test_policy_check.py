@@ -14,6 +14,7 @@ from tpm_mtls.errors import (
     HandleOccupiedError,
     PemError,
     PolicyError,
+    StateError,
     StorageError,
     UsageError,
 )
@@ -147,6 +148,21 @@ def test_the_present_state_is_read_in_one_command_for_each_eight_pcrs(tpm: Simul
     assert state.pcrs[0].recorded == "2026-11-22T03:00:00Z"
     everything = ",".join(map(str, range(24)))
     assert len(present_state(tpm, f"sha256:{everything}").pcrs[0].values) == 24
+
+
+def test_pcrs_that_change_while_they_are_read_make_no_state(tpm: SimulatedTpm, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_tpm(tpm.tcti) as opened:
+        context = opened.pcrs._context
+        read = context.pcr_read
+
+        def read_and_extend(selection: object) -> object:
+            answer = read(selection)
+            extend(tpm, 7)
+            return answer
+
+        monkeypatch.setattr(context, "pcr_read", read_and_extend)
+        with pytest.raises(StateError, match="the PCRs changed while they were read"):
+            read_state(opened.pcrs, "sha256:0,1,2,3,4,5,6,7,8", now=RECORDED)
 
 
 def test_a_bank_that_is_not_there_is_refused(tpm: SimulatedTpm) -> None:

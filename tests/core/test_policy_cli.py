@@ -300,13 +300,16 @@ def test_install_refuses_what_is_not_right_and_writes_nothing(
     forged = json.loads((folder / "0.signed-policy.json").read_text())
     forged |= {"version": 9, "signer": read_signer(tmp_path / "operator.pem").name}
     forged["policy"] = forged["policy"][:1]
-    (tmp_path / "forged.signed-policy.json").write_text(json.dumps(forged))  # hinders nobody
+    (tmp_path / "forged.signed-policy.json").write_text(json.dumps(forged))
     good = folder / "good.signed-policy.json"
     policy("sign", "--pcrs", "sha256:7", "--signer", "operator.key.pem", "--version", "2", "--out", str(good))
     document = json.loads(good.read_text())
     good.write_text(json.dumps(document | {"signature": document["signature"][:-2] + "00"}))
     assert "the signature of" in policy("install", str(good), "--key", signed_key, status=5)
     assert counter(tpm) == 1
+    good.write_text(json.dumps(document))
+    policy("install", str(good), "--key", signed_key)  # that somebody claims to have a version 9 does not hinder it
+    assert counter(tpm) == 2
 
 
 def test_without_a_counter_only_the_files_tell_which_is_newer(

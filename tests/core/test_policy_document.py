@@ -30,8 +30,8 @@ from tpm_mtls.policy.files import (
     policy_path,
     write_policy,
 )
-from tpm_mtls_relay.policy_file import parse_key_policy
-from tpm_mtls_relay.policy_file import parse_signed_policy as relay_parse_signed_policy
+from tpm_mtls_relay.policies.file import parse_key_policy
+from tpm_mtls_relay.policies.file import parse_signed_policy as relay_parse_signed_policy
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -36,10 +36,10 @@ from tpm_mtls_relay import errors as relay
         (0x128, errors.PolicyRefusedError, "a PCR changed"),
         (0x12F, errors.PolicyRefusedError, "only its policy, and none was found"),
         (relay.MALFORMED_COMMAND, errors.TpmRefusedError, "no TPM command"),
-        (relay.NO_TPM, errors.TpmUnavailableError, r"no TPM answers at swtpm:port=1 \(response code 0xbf902\)"),
+        (relay.NO_TPM, errors.TpmUnavailableError, r"no TPM answers at swtpm:port=1 \(response code 0xbf942\)"),
         (relay.MALFORMED_RESPONSE, errors.TpmUnavailableError, "what answers is no TPM at swtpm:port=1"),
-        (relay.KEY_GONE, errors.KeyGoneError, r"no longer in the TPM.*\(KEY_GONE, 0xbf904\)"),
-        (relay.POLICY_MISSING, errors.PolicyError, r"its file is missing \(POLICY_MISSING, 0xbf910\)"),
+        (relay.KEY_GONE, errors.KeyGoneError, r"no longer in the TPM.*\(KEY_GONE, 0xbf944\)"),
+        (relay.POLICY_MISSING, errors.PolicyError, r"its file is missing \(POLICY_MISSING, 0xbf950\)"),
         (relay.POLICY_DAMAGED, errors.PolicyError, "is damaged"),
         (relay.POLICY_NOT_THE_KEYS, errors.PolicyError, "another one than the key was made with"),
         (relay.POLICY_NOT_SATISFIED, errors.PolicyRefusedError, "in none of the states that it allows"),
@@ -92,8 +92,8 @@ def test_every_code_of_the_relay_is_in_words() -> None:
         error = tpm_error(code, doing="do it", tcti="swtpm:port=1")
         assert name in str(error) or f"{code:#x}" in str(error)
         assert "resource manager" not in str(error)
-    assert tpm_error(relay.LAYER | 0x150, doing="do it", tcti="swtpm:port=1").args == (
-        "cannot do it: resource manager response code, 0xbf950",
+    assert tpm_error(relay.LAYER | 0x13F, doing="do it", tcti="swtpm:port=1").args == (
+        "cannot do it: resource manager response code, 0xbf97f",
     )
 
 

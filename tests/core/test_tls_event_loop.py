@@ -7,12 +7,14 @@ could not do that, and the test would fail.
 from __future__ import annotations
 
 import asyncio
+import asyncio.sslproto
 import contextlib
 import contextvars
 import gc
 import socket
 import ssl
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -103,7 +105,7 @@ async def while_held(held: HeldCommands, work: asyncio.Future[T]) -> None:
 
 @contextlib.asynccontextmanager
 async def echo_server(context: ssl.SSLContext) -> AsyncIterator[int]:
-    """A server of asyncio streams that sends back what it gets; yields its port."""
+    """A server of asyncio streams that sends back what it gets, until the clients close; yields its port."""
     tasks: list[asyncio.Task[Any] | None] = []
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -233,6 +235,29 @@ def test_eight_handshakes_at_once_and_both_sides_in_one_tpm(identity: Identity, 
     run(test())
 
 
+@pytest.mark.parametrize("connect", [by_streams, by_anyio])
+def test_the_loop_goes_on_when_a_server_has_forgotten_the_session(
+    connect: Callable[..., Awaitable[bool]], identity: Identity, software: Identity, proxy: TpmProxy
+) -> None:
+    """Only its answer says that there will be a signature after all."""
+    held = proxy.hold(SIGN, skip=1)
+    client = client_context(identity, tcti=proxy.tcti)
+
+    async def test() -> None:
+        async with echo_server(server_context(software)) as port, echo_server(server_context(software)) as other:
+            assert not await connect(port, client)
+            kept = client.sessions._servers
+            kept["localhost", other] = kept.pop(("localhost", port))
+            connecting = asyncio.ensure_future(connect(other, client))
+            await while_held(held, connecting)
+            assert len(client.sessions) == 0
+            held.release()
+            assert not await connecting
+            assert await connect(other, client)
+
+    run(test())
+
+
 def test_the_loop_goes_on_while_the_key_is_loaded_again(
     ca: TestCa, tpm: SimulatedTpm, software: Identity, proxy: TpmProxy
 ) -> None:
@@ -253,26 +278,40 @@ def test_the_loop_goes_on_while_the_key_is_loaded_again(
     run(test())
 
 
-def test_the_programs_context_variables_survive_the_thread(
-    identity: Identity, software: Identity, tpm: SimulatedTpm
-) -> None:
+def test_what_comes_meanwhile_waits(identity: Identity, software: Identity, proxy: TpmProxy) -> None:
+    """An event loop calls again whenever the peer sends something. Its context variables are there afterwards."""
+    held = proxy.hold(SIGN)
+    client = client_context(identity, tcti=proxy.tcti)
     variable = contextvars.ContextVar("variable", default="lost")
-    seen = asyncio.Queue[str]()
 
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.put_nowait(variable.get())
-        writer.close()
-        await writer.wait_closed()
+    class Application(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            transport.write(variable.get().encode())
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            assert data == b"kept"
+            self.transport.close()
+
+        def connection_lost(self, _: Exception | None) -> None:
+            ended.set()
+
+    ended = asyncio.Event()
 
     async def test() -> None:
         variable.set("kept")
-        context = server_context(identity, tcti=tpm.tcti)
-        async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as server:
-            port = server.sockets[0].getsockname()[1]
-            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_context(software))
-            assert await seen.get() == "kept"
-            writer.close()
-            await writer.wait_closed()
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        protocol = asyncio.sslproto.SSLProtocol(loop, Application(), client, done, server_hostname="localhost")
+        async with echo_server(server_context(software)) as port:
+            await loop.create_connection(lambda: protocol, "127.0.0.1", port)
+            await while_held(held, done)
+            for _ in range(3):
+                protocol.buffer_updated(0)
+            assert not done.done()
+            held.release()
+            await ended.wait()
 
     run(test())
 
@@ -502,6 +541,48 @@ def test_a_peer_that_is_not_trusted(
                 await connect(port, client)
 
     run(test())
+
+
+def test_a_client_that_a_server_does_not_trust(
+    ca: TestCa, identity: Identity, software: Identity, tpm: SimulatedTpm
+) -> None:
+    server = server_context(identity, tcti=tpm.tcti)
+    strange = TestCa(ca.folder, "stranger").software_identity("device")
+    stranger = client_context(replace(strange, trust=ca.trust))
+
+    async def test() -> None:
+        async with echo_server(server) as port:
+            with pytest.raises((ssl.SSLError, OSError, EOFError)):
+                await by_streams(port, stranger)
+            assert not await by_streams(port, client_context(software))
+
+    run(test())
+
+
+def test_errors_of_a_context_that_is_not_ours_are_left_as_they_are(ca: TestCa, software: Identity) -> None:
+    """A server-name callback may choose one."""
+    server, other = server_context(software), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    other.load_cert_chain(software.certificate, str(software.key))
+    other.load_verify_locations(ca.trust)
+
+    def choose(connection: ssl.SSLObject, *_: object) -> None:
+        connection.context = other
+
+    server.sni_callback = choose  # type: ignore[assignment]  # typeshed knows sockets only
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context(ca.software_identity("device"))
+    near = client.wrap_bio(to_client, to_server, server_hostname="localhost")
+    far = server.wrap_bio(to_server, to_client, server_side=True)
+    for side in (near, far):
+        with pytest.raises(ssl.SSLWantReadError):
+            side.do_handshake()
+    near.do_handshake()
+    far.do_handshake()
+    assert far.context is other
+    to_server.write(b"no record of TLS")
+    with pytest.raises(ssl.SSLError, match=r"(?i)wrong version number|record") as caught:
+        far.read(10)
+    assert caught.value.__cause__ is None
 
 
 def test_a_program_that_is_not_asyncios_own(identity: Identity, tpm: SimulatedTpm) -> None:

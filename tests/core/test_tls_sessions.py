@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -285,6 +286,15 @@ def test_the_cache_gives_each_session_once_to_its_server_and_generation(
         assert len(cache) == sum(map(len, model.values()))
 
 
+def test_the_cache_forgets_the_servers_that_were_not_used_for_longest() -> None:
+    cache = SessionCache(clock=lambda: 0)
+    for number in [*range(SERVERS), 0, SERVERS]:
+        cache.put(("name", number), 0, cast("Session", Fake(number, 1)))
+    assert len(cache) == SERVERS + 1  # two of number 0
+    assert cache.take(("name", 1), 0) is None
+    assert cache.take(("name", 0), 0) is not None
+
+
 @BOTH
 def test_a_session_ends_when_the_server_said(version: ssl.TLSVersion, server: IdentityContext, ca: TestCa) -> None:
     later = 0
@@ -416,6 +426,18 @@ def test_a_context_with_sessions_is_freed_at_once(ca: TestCa, server: IdentityCo
 
 
 # --- servers that behave otherwise ---
+
+
+def test_a_server_that_is_gone_before_the_handshake(client: IdentityContext) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        tcp = socket.create_connection(listening.getsockname(), timeout=20)
+        with client.wrap_socket(tcp, server_hostname="localhost", do_handshake_on_connect=False) as tls:
+            far, _ = listening.accept()
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            far.close()
+            assert select.select([tls], [], [], 20)[0]
+            with pytest.raises(OSError, match=r"reset|not connected"):
+                tls.do_handshake()
 
 
 def test_a_server_that_sends_its_ticket_late_or_never(

@@ -43,11 +43,12 @@ sys.exit(len(got))
 
 
 @pytest.fixture
-def where(tpm: SimulatedTpm, monkeypatch: pytest.MonkeyPatch) -> str:
+def where(tpm: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The TPM is where the environment says."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TPM_MTLS_TCTI", tpm.tcti)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return tpm.tcti
 
 
@@ -328,7 +329,7 @@ def test_no_temporary_folder_is_left(where: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for program in (["true"], ["no-such-program"], ["sh", "-c", "kill -9 $$"]):
         run(["trace", "--", *program])
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.iterdir() if path.name != "tpm-mtls"] == []
 
 
 def test_without_a_tpm_the_program_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

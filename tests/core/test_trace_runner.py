@@ -86,7 +86,7 @@ def test_a_program_that_cannot_be_run_leaves_nothing(temporary: Path, name: str)
 
 def test_what_relays_write_after_the_programs_end_is_read_too(temporary: Path) -> None:
     told = Told()
-    program = '{ sleep 0.2; echo late; } >"$TRACE" & exit 0'
+    program = 'exec 3>"$TRACE"; { sleep 0.2; echo late >&3; } & exit 0'
     assert run_traced([*SHELL, program], environment, told) == 0
     assert told.lines == [b"late"]
     assert list(temporary.iterdir()) == []
@@ -94,13 +94,23 @@ def test_what_relays_write_after_the_programs_end_is_read_too(temporary: Path) -
 
 def test_a_program_left_in_the_background_is_not_waited_for(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "LINGER", 0.2)
-    told = Told()
-    program = '{ echo early; sleep 5; } >"$TRACE" & echo $! >"$0"; exit 4'
+    told = []
+
+    def tell(line: bytes) -> None:
+        told.append(line)
+        (temporary / "go").touch()
+
+    program = '{ echo early; exec sleep 60; } >"$TRACE" & echo $!; while ! [ -e "$0" ]; do sleep 0.01; done; exit 4'
     started = time.monotonic()
-    assert run_traced([*SHELL, program, str(temporary / "pid")], environment, told) == 4
-    assert time.monotonic() - started < 3
+    assert (
+        run_traced(
+            [*SHELL, f'{{ {program}; }} >"$1"', str(temporary / "go"), str(temporary / "pid")], environment, tell
+        )
+        == 4
+    )
+    assert time.monotonic() - started < 30
     os.kill(int((temporary / "pid").read_text()), signal.SIGTERM)
-    assert told.lines == [b"early"]
+    assert told == [b"early"]
 
 
 def test_where_the_end_of_children_is_ignored_the_status_is_still_known(temporary: Path) -> None:

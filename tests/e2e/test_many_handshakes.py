@@ -100,6 +100,7 @@ def test_handshakes_in_a_row_while_others_hold_sessions(
         client = client_context(ca.identity(key.reference, key.public_key, "device-1"), tcti=tcti, relay="always")
         for _ in range(HANDSHAKES):
             assert handshake(client, server).client == "device-1"
+        assert server.session_stats()["hits"] == 0, "all were full ones"
         del client
         gc.collect()
     assert tpm.handles("transient") == []

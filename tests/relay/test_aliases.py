@@ -37,14 +37,14 @@ from support.tpm_commands import (
 from support.tpm_keys import TpmKey, make_key
 from support.tpm_trace import CommandTrace
 from tpm_mtls.relay import relay_tcti
-from tpm_mtls_relay import commands
-from tpm_mtls_relay.aliases import TRUST
 from tpm_mtls_relay.errors import KeyGoneError, MalformedCommandError
-from tpm_mtls_relay.persistent_keys import ABSENT_FOR, SEARCHED, name_if_interchangeable
-from tpm_mtls_relay.public_area import PublicArea
-from tpm_mtls_relay.responses import refused, success, success_with_password
-from tpm_mtls_relay.virtual_handles import FIRST
-from tpm_mtls_relay.wire import HEADER, SESSIONS, code_of, simple_command, tag_of
+from tpm_mtls_relay.loaded.public_area import PublicArea
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.responses import refused, success, success_with_password
+from tpm_mtls_relay.messages.wire import HEADER, SESSIONS, code_of, simple_command, tag_of
+from tpm_mtls_relay.shortcuts.aliases import TRUST
+from tpm_mtls_relay.shortcuts.persistent_keys import ABSENT_FOR, SEARCHED, name_if_interchangeable
+from tpm_mtls_relay.shortcuts.virtual_handles import FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,7 +121,8 @@ def test_it_signs_with_one_command_each_and_its_unloading_is_no_command(
     layers.sent.clear()
     assert code_of(layers(flush(handle))) == 0
     assert layers.sent == []
-    assert code_of(layers(sign(handle, DIGEST, ECDSA))) == 0x184  # TPM_RC_VALUE, first handle: nothing is there
+    assert code_of(layers(sign(handle, DIGEST, ECDSA))) == 0x910  # TPM_RC_REFERENCE_H0: nothing is there
+    assert layers.sent == []
 
 
 def test_the_key_is_looked_for_once(layers: TappedShortcuts, tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from support.shortcuts import ALGORITHMS, COMMANDS, PROPERTIES, TappedShortcuts, shortcuts_before
 from support.tpm_commands import get_capability, hash_command
-from tpm_mtls_relay import commands
-from tpm_mtls_relay.caches import FILES, LIFETIME, MEMORY_LIMIT, AnswerFile, Answers
-from tpm_mtls_relay.hashing import digest_of
-from tpm_mtls_relay.responses import success
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.responses import success
+from tpm_mtls_relay.messages.wire import HEADER, SESSIONS, code_of, simple_command
 from tpm_mtls_relay.runtime_folder import runtime_folder
-from tpm_mtls_relay.virtual_handles import FIRST
-from tpm_mtls_relay.wire import HEADER, SESSIONS, code_of, simple_command
+from tpm_mtls_relay.shortcuts.caches import FILES, LIFETIME, MEMORY_LIMIT, AnswerFile, Answers
+from tpm_mtls_relay.shortcuts.hashing import digest_of
+from tpm_mtls_relay.shortcuts.virtual_handles import FIRST
 
 if TYPE_CHECKING:
     from pathlib import Path

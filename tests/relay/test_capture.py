@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from support.tracing import Recorder, pairs
 from tpm_mtls.trace import read_trace
-from tpm_mtls_relay.appending import AppendedFile
-from tpm_mtls_relay.capture import Capture
 from tpm_mtls_relay.errors import OptionError
-from tpm_mtls_relay.wire import simple_command
+from tpm_mtls_relay.messages.wire import simple_command
+from tpm_mtls_relay.observers.appending import AppendedFile
+from tpm_mtls_relay.observers.capture import Capture
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,6 +120,19 @@ def test_a_capture_goes_on_in_a_file_that_is_one_and_nothing_else_is_touched(fil
     with pytest.raises(OptionError, match="letter is no capture file"):
         Capture(str(other), 1)
     assert other.read_text() == "Dear"
+
+
+def test_nothing_is_written_through_a_link_or_into_somebody_elses_file(tmp_path: Path) -> None:
+    mine, link = tmp_path / "mine", tmp_path / "link"
+    mine.touch()
+    link.symlink_to(mine)
+    with pytest.raises(OSError, match="symbolic links"):
+        AppendedFile(str(link))
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    os.chown(mine, 12345, -1)
+    with pytest.raises(PermissionError, match="not permitted"):
+        AppendedFile(str(mine))
 
 
 def test_a_full_disk_ends_the_capture_and_stops_nothing() -> None:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpm_mtls_relay import counters
-from tpm_mtls_relay.counters import BOUNDS, Counters, Counts, read_counts
 from tpm_mtls_relay.errors import OptionError
-from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, simple_command
+from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, simple_command
+from tpm_mtls_relay.observers import counters
+from tpm_mtls_relay.observers.counters import BOUNDS, Counters, Counts, read_counts
 
 if TYPE_CHECKING:
     from pathlib import Path

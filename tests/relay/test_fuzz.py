@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpm_mtls_relay import commands, layers
+from tpm_mtls_relay import layers
 from tpm_mtls_relay.errors import RelayError
-from tpm_mtls_relay.ledger import files, prefix, records
-from tpm_mtls_relay.leftovers import flush_leftovers
-from tpm_mtls_relay.loading import expected, loaded_key, loads
-from tpm_mtls_relay.options import parse_options
-from tpm_mtls_relay.public_area import PublicArea, template
-from tpm_mtls_relay.service import Service
-from tpm_mtls_relay.tracking import Tracking
-from tpm_mtls_relay.wire import (
+from tpm_mtls_relay.loaded.ledger import files, prefix, records
+from tpm_mtls_relay.loaded.leftovers import flush_leftovers
+from tpm_mtls_relay.loaded.loading import expected, loaded_key, loads
+from tpm_mtls_relay.loaded.public_area import PublicArea, template
+from tpm_mtls_relay.loaded.tracking import Tracking
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.wire import (
     HEADER,
     NO_SESSIONS,
     SESSIONS,
@@ -28,6 +27,8 @@ from tpm_mtls_relay.wire import (
     parameters_of,
     sessions_of,
 )
+from tpm_mtls_relay.options import parse_options
+from tpm_mtls_relay.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +75,7 @@ class Nonsense:
         """Nothing to close."""
 
 
-answers = st.lists(st.one_of(responses, st.binary(max_size=40), st.just(RelayError("broken", 0xBF902))), max_size=12)
+answers = st.lists(st.one_of(responses, st.binary(max_size=40), st.just(RelayError("broken", 0xBF942))), max_size=12)
 
 
 @settings(deadline=None)

@@ -46,11 +46,19 @@ from support.tpm_commands import (
     with_password,
 )
 from support.tpm_keys import make_key
-from tpm_mtls_relay import commands
-from tpm_mtls_relay.hashing import CONTEXT_LIMIT, NAMES, SEQUENCE_LIMIT, SoftwareHashing, _find, digest_of, new_hash
-from tpm_mtls_relay.objects import Objects
-from tpm_mtls_relay.virtual_handles import FIRST, VirtualHandles
-from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, code_of, simple_command
+from tpm_mtls_relay.loaded.objects import Objects
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, code_of, simple_command
+from tpm_mtls_relay.shortcuts.hashing import (
+    CONTEXT_LIMIT,
+    NAMES,
+    SEQUENCE_LIMIT,
+    SoftwareHashing,
+    _find,
+    digest_of,
+    new_hash,
+)
+from tpm_mtls_relay.shortcuts.virtual_handles import FIRST, VirtualHandles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -165,19 +173,28 @@ def test_another_authorization_than_a_password_is_refused_not_ignored(layers: Ta
     assert digest_in(layers(complete_sequence(handle))) == hashlib.sha256().digest()
 
 
-def test_a_sequence_that_has_ended_is_unknown_to_the_tpm(layers: TappedShortcuts) -> None:
+def test_a_sequence_that_has_ended_is_unknown_as_it_would_be_to_the_tpm(
+    layers: TappedShortcuts, second: DirectTpm
+) -> None:
     for end in (complete_sequence, flush):
-        handle = handle_in(layers(start_sequence()))
-        assert code_of(layers(end(handle))) == 0
-        assert code_of(layers(update_sequence(handle, b"x"))) == 0x184  # TPM_RC_VALUE, first handle
-        assert code_of(layers(flush(handle))) == 0x1C4  # TPM_RC_VALUE, first parameter
+        for exchange in (layers, second):
+            handle = handle_in(exchange(start_sequence()))
+            assert code_of(exchange(end(handle))) == 0
+            assert code_of(exchange(update_sequence(handle, b"x"))) == 0x910  # TPM_RC_REFERENCE_H0
+            assert code_of(exchange(flush(handle))) == 0x1CB  # TPM_RC_HANDLE, first parameter
+    event = with_password(commands.EVENT_SEQUENCE_COMPLETE, sized(b""), handles=(NULL, handle))
+    assert code_of(layers(event)) != 0
+    assert "SEQUENCE_UPDATE" not in layers.sent
 
 
-def test_another_command_about_a_sequence_is_the_tpms_to_refuse(layers: TappedShortcuts) -> None:
+def test_another_command_about_a_sequence_is_refused_and_the_tpm_sees_no_virtual_handle(
+    layers: TappedShortcuts,
+) -> None:
     handle = handle_in(layers(start_sequence()))
     event = with_password(commands.EVENT_SEQUENCE_COMPLETE, sized(b""), handles=(NULL, handle))
-    for command in (event, read_public(handle), sign(handle, bytes(32), ECDSA)):
-        assert code_of(layers(command)) != 0
+    for command, code in ((event, 0x911), (read_public(handle), 0x910), (sign(handle, bytes(32), ECDSA), 0x910)):
+        assert code_of(layers(command)) == code
+    assert layers.sent == []
     assert digest_in(layers(complete_sequence(handle))) == hashlib.sha256().digest()
 
 

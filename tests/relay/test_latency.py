@@ -15,13 +15,15 @@ import tpm_mtls_relay
 from support.relay import relay_layers
 from support.tracing import Recorder
 from tpm_mtls_relay.errors import OptionError
-from tpm_mtls_relay.latency import LatencyModel, Model, open_turns
-from tpm_mtls_relay.latency_file import SIZE_LIMIT, load_model, model_path, parse_model
-from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, simple_command
+from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, simple_command
+from tpm_mtls_relay.observers.latency import LatencyModel, Model, open_turns
+from tpm_mtls_relay.observers.latency_file import SIZE_LIMIT, load_model, model_path, parse_model
 
 if TYPE_CHECKING:
     from support.tpm import SimulatedTpm
     from support.tracing import Exchanged
+
+pytestmark = pytest.mark.usefixtures("runtime")
 
 MODELS = sorted(path.stem for path in Path(tpm_mtls_relay.__file__).parent.joinpath("models").iterdir())
 RANDOM = simple_command(0x17B, b"\0\x08")
@@ -39,6 +41,12 @@ rsa-2048 = 70
 [ECC_Parameters]
 default = 1
 """
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relays' locks are where nobody else looks."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
 
 def signature(kind: str) -> tuple[bytes, bytes]:
@@ -212,6 +220,6 @@ def test_without_a_folder_for_the_lock_nobody_waits(tpm: SimulatedTpm, monkeypat
     def refuse(*_: object) -> int:
         raise PermissionError
 
-    monkeypatch.setattr("tpm_mtls_relay.latency.open_turns", refuse)
+    monkeypatch.setattr("tpm_mtls_relay.observers.latency.open_turns", refuse)
     with relay_layers(tpm, "--pass-through", "--latency-model", "chip") as relay:
         assert len(relay(RANDOM)) == 20

@@ -13,12 +13,12 @@ import pytest
 from support.relay import RelayProcess, relay_layers, relay_process
 from support.tpm_commands import NULL, OWNER, flush, handle_in, load, sized, start_sequence, with_password
 from support.tpm_keys import make_key
-from tpm_mtls_relay import commands
-from tpm_mtls_relay.ledger import OBJECT, SEQUENCE, SESSION, Ledger, Record, files, lock, prefix, records
-from tpm_mtls_relay.leftovers import flush_leftovers
-from tpm_mtls_relay.loading import expected
-from tpm_mtls_relay.transport import open_transport
-from tpm_mtls_relay.wire import code_of, simple_command
+from tpm_mtls_relay.connection.transport import open_transport
+from tpm_mtls_relay.loaded.ledger import OBJECT, SEQUENCE, SESSION, Ledger, Record, files, lock, prefix, records
+from tpm_mtls_relay.loaded.leftovers import flush_leftovers
+from tpm_mtls_relay.loaded.loading import expected
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.wire import code_of, simple_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,7 +233,7 @@ def test_a_file_that_is_taken_for_a_dead_relays_before_it_is_locked_is_made_anew
         Path(files(str(folder), tpm.tcti)[0]).unlink()
         return lock(descriptor)
 
-    monkeypatch.setattr("tpm_mtls_relay.ledger.lock", lost)
+    monkeypatch.setattr("tpm_mtls_relay.loaded.ledger.lock", lost)
     ledger.expect(Record(SESSION))
     assert len(files(str(folder), tpm.tcti)) == 1
 
@@ -322,7 +322,7 @@ def test_a_file_whose_relay_ends_meanwhile_is_no_error(
 ) -> None:
     ledger.expect(Record(SESSION))
     gone = [*files(str(folder), tpm.tcti), f"{folder}/gone.ledger"]
-    monkeypatch.setattr("tpm_mtls_relay.leftovers.files", lambda *_: gone)
+    monkeypatch.setattr("tpm_mtls_relay.loaded.leftovers.files", lambda *_: gone)
     clean(folder, tpm)
     assert len(files(str(folder), tpm.tcti)) == 1
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from support.tpm_commands import DirectTpm, sized, with_password
 from support.tracing import Recorder, pairs
-from tpm_mtls_relay.capture import Capture
-from tpm_mtls_relay.command_names import COMMAND_NAMES
-from tpm_mtls_relay.masking import masked_command, masked_response
-from tpm_mtls_relay.reporter import Reporter
-from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, SESSIONS, simple_command
+from tpm_mtls_relay.messages.command_names import COMMAND_NAMES
+from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, SESSIONS, simple_command
+from tpm_mtls_relay.observers.capture import Capture
+from tpm_mtls_relay.observers.masking import masked_command, masked_response
+from tpm_mtls_relay.observers.reporter import Reporter
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,10 +10,12 @@ import pytest
 from support.relay_policies import PolicyWorkshop
 from support.relay_signing import answer, signing_relay, verify
 from support.tpm_keys import make_key
-from tpm_mtls_relay import commands, errors, policy_approvals
+from tpm_mtls_relay import errors
 from tpm_mtls_relay.errors import ConnectionLostError, KeyGoneError, RelayError, TransportError
-from tpm_mtls_relay.policy_authorization import sign_request
-from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, SESSIONS, code_of, simple_command
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, SESSIONS, code_of, simple_command
+from tpm_mtls_relay.policies import approvals as policy_approvals
+from tpm_mtls_relay.policies.authorization import sign_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from support.relay_signing import SigningRelay
     from support.tpm import SimulatedTpm
-    from tpm_mtls_relay.wire import Exchange
+    from tpm_mtls_relay.messages.wire import Exchange
 
 PCR_COMMANDS = ["START_AUTH_SESSION", "POLICY_PCR", "SIGN"]
 VERIFICATION = ["LOAD_EXTERNAL", "VERIFY_SIGNATURE", "FLUSH_CONTEXT"]
@@ -101,8 +103,8 @@ def test_a_bank_that_was_switched_off_is_named(
 def test_a_bank_that_the_tpm_never_had_is_named(workshop: PolicyWorkshop, relay: SigningRelay) -> None:
     unknown = workshop.pcr(0, values={0: bytes(32)}) | {"bank": "sm3_256"}
     # 0x12: TPM_ALG_SM3_256, which tpm2-tools' trial session cannot assert on this TPM
-    from tpm_mtls_relay.policy_digest import policy_digest
-    from tpm_mtls_relay.policy_file import parse_key_policy
+    from tpm_mtls_relay.policies.digest import policy_digest
+    from tpm_mtls_relay.policies.file import parse_key_policy
 
     _, policy = parse_key_policy(json.dumps({"format": 1, "name": "000b" + 64 * "0", "policy": [unknown]}).encode())
     key = workshop.key([unknown], digest=policy_digest(policy, "sha256"))
@@ -550,7 +552,7 @@ def test_a_file_that_is_changed_in_place_is_read_again_after_a_refusal(
         (commands.VERIFY_SIGNATURE, 0x904),
         (commands.POLICY_AUTHORIZE, 0x904),
         (commands.SIGN, 0x921),
-        (commands.SIGN, 0xBF901),
+        (commands.SIGN, 0xBF941),
     ],
 )
 def test_what_the_tpm_answers_otherwise_goes_through_and_nothing_is_left(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.relay_policies import PolicyWorkshop
-from tpm_mtls_relay.policy_digest import approval_digest, name_of, policy_digest
-from tpm_mtls_relay.policy_fields import PolicyFileError
-from tpm_mtls_relay.policy_file import parse_key_policy, parse_signed_policy
+from tpm_mtls_relay.policies.digest import approval_digest, name_of, policy_digest
+from tpm_mtls_relay.policies.fields import PolicyFileError
+from tpm_mtls_relay.policies.file import parse_key_policy, parse_signed_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable

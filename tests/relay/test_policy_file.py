@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tpm_mtls.policy import document
 from tpm_mtls.policy.digest import policy_digest as core_digest
 from tpm_mtls_relay.errors import POLICY_DAMAGED
-from tpm_mtls_relay.policy_digest import policy_digest
-from tpm_mtls_relay.policy_fields import SIZE_LIMIT, PolicyFileError
-from tpm_mtls_relay.policy_file import Authorize, AuthValue, Nv, Or, Pcr, parse_key_policy, parse_signed_policy
+from tpm_mtls_relay.policies.digest import policy_digest
+from tpm_mtls_relay.policies.fields import SIZE_LIMIT, PolicyFileError
+from tpm_mtls_relay.policies.file import Authorize, AuthValue, Nv, Or, Pcr, parse_key_policy, parse_signed_policy
 
 NAME = "000b" + "ab" * 32
 PCR = {

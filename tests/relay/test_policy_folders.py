@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tpm_mtls_relay.policy_fields import SIZE_LIMIT, PolicyFileError
-from tpm_mtls_relay.policy_file import Authorize
-from tpm_mtls_relay.policy_folders import FILES_LIMIT, SIGNED_LIMIT, PolicyFolders
+from tpm_mtls_relay.policies.fields import SIZE_LIMIT, PolicyFileError
+from tpm_mtls_relay.policies.file import Authorize
+from tpm_mtls_relay.policies.folders import FILES_LIMIT, SIGNED_LIMIT, PolicyFolders
 
 if TYPE_CHECKING:
     from pathlib import Path

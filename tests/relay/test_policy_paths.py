@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tpm_mtls_relay.commands import POLICY_AUTH_VALUE, POLICY_AUTHORIZE, POLICY_NV, POLICY_OR, POLICY_PCR
-from tpm_mtls_relay.policy_file import SignedPolicy, parse_key_policy
-from tpm_mtls_relay.policy_paths import PATH_LIMIT, Approval, Step, paths
+from tpm_mtls_relay.messages.commands import POLICY_AUTH_VALUE, POLICY_AUTHORIZE, POLICY_NV, POLICY_OR, POLICY_PCR
+from tpm_mtls_relay.policies.file import SignedPolicy, parse_key_policy
+from tpm_mtls_relay.policies.paths import PATH_LIMIT, Approval, Step, paths
 
 if TYPE_CHECKING:
-    from tpm_mtls_relay.policy_paths import Path
+    from tpm_mtls_relay.policies.paths import Path
 
 NAME = "000b" + "ab" * 32
 AUTH_VALUE = {"type": "auth-value"}

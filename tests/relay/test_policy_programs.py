@@ -80,7 +80,7 @@ def test_openssl_signs_until_a_pcr_is_extended(
     workshop.extend(7)
     refusal = sign(_BehindRelay(tpm, workshop.policies), tmp_path, str(key.pem), check=False)
     assert refusal.returncode != 0
-    assert b"0000099d" in refusal.stderr.lower()
+    assert f"{0x99D} ".encode() in refusal.stderr
 
 
 def test_openssl_uses_a_persistent_key_by_a_signed_policy(
@@ -110,7 +110,7 @@ def test_openssl_gives_the_password_that_the_policy_asks_for(
     verify(tmp_path, key)
     refusal = sign(behind, tmp_path, str(key.pem), password="wrong", check=False)
     assert refusal.returncode != 0
-    assert b"0000098e" in refusal.stderr.lower()
+    assert f"{0x98E} ".encode() in refusal.stderr
 
 
 def test_counted_by_libtss2_a_signature_takes_three_commands(

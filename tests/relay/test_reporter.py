@@ -14,13 +14,13 @@ from tpm2_pytss.constants import TPM2_CC
 from support.tpm_commands import OWNER, DirectTpm, get_capability, with_password
 from support.tracing import Recorder
 from tpm_mtls.trace.commands import COMMAND_NAMES as READERS_NAMES
-from tpm_mtls_relay.command_names import ANSWERED_WITH_HANDLE, COMMAND_NAMES
-from tpm_mtls_relay.commands import handle_count
-from tpm_mtls_relay.facts import facts_of, session_words
-from tpm_mtls_relay.key_kinds import kind_of_signature
-from tpm_mtls_relay.reader import Reader
-from tpm_mtls_relay.reporter import Reporter, program_of
-from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, SESSIONS, simple_command
+from tpm_mtls_relay.loaded.key_kinds import kind_of_signature
+from tpm_mtls_relay.messages.command_names import ANSWERED_WITH_HANDLE, COMMAND_NAMES
+from tpm_mtls_relay.messages.commands import handle_count
+from tpm_mtls_relay.messages.reader import Reader
+from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, SESSIONS, simple_command
+from tpm_mtls_relay.observers.facts import facts_of, session_words
+from tpm_mtls_relay.observers.reporter import Reporter, program_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -282,7 +282,7 @@ def test_the_program_is_the_first_ancestor_that_is_no_relay(tmp_path: Path) -> N
         (folder / "comm").write_text(f"{name}\n")
 
     process(10, 1, "cu) rl\x1b[", "/usr/bin/curl", "https://backend.example")
-    process(11, 10, "python", "/usr/bin/python", "-I", "-S", "/lib/tpm_mtls_relay", "--tcti", "x")
+    process(11, 10, "python", "/usr/bin/python", "-I", "-S", "/lib/tpm_mtls_relay/__main__.py", "--tcti", "x")
     assert program_of(10, processes=str(tmp_path)) == (10, "cu) rl?[")
     assert program_of(11, processes=str(tmp_path)) == (10, "cu) rl?[")
     assert program_of(12, processes=str(tmp_path)) == (12, "")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tpm_mtls_relay import commands, errors
+from tpm_mtls_relay import errors
+from tpm_mtls_relay.connection.retrying import PATIENCE, Retrying
 from tpm_mtls_relay.errors import ConnectionLostError, KeyGoneError, TransportError
-from tpm_mtls_relay.objects import Objects
-from tpm_mtls_relay.public_area import PublicArea
-from tpm_mtls_relay.retrying import PATIENCE, Retrying
-from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, SESSIONS, code_of, simple_command
+from tpm_mtls_relay.loaded.objects import Objects
+from tpm_mtls_relay.loaded.public_area import PublicArea
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, SESSIONS, code_of, simple_command
 
 KEY = 0x80000000
 SIGN = simple_command(commands.SIGN, handles=(KEY,))

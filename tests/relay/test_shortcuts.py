@@ -30,14 +30,14 @@ from support.tpm_commands import (
 )
 from support.tpm_keys import make_key
 from tpm_mtls.relay import relay_tcti
-from tpm_mtls_relay import commands
 from tpm_mtls_relay.errors import RelayError
-from tpm_mtls_relay.objects import Objects
-from tpm_mtls_relay.repeats import PATIENCE
-from tpm_mtls_relay.responses import success
+from tpm_mtls_relay.loaded.objects import Objects
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.responses import success
+from tpm_mtls_relay.messages.wire import HEADER, code_of, simple_command
 from tpm_mtls_relay.service import QUIET
-from tpm_mtls_relay.virtual_handles import VirtualHandles
-from tpm_mtls_relay.wire import HEADER, code_of, simple_command
+from tpm_mtls_relay.shortcuts.repeats import PATIENCE
+from tpm_mtls_relay.shortcuts.virtual_handles import VirtualHandles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,14 +14,14 @@ import tpm_mtls_relay
 from support.relay import relay_layers
 from support.tpm_commands import get_capability
 from tpm_mtls_relay.errors import NO_TPM, OptionError, TransportError
-from tpm_mtls_relay.observers import Observers, check_observers
+from tpm_mtls_relay.messages.wire import code_of, simple_command
+from tpm_mtls_relay.observers.observers import Observers, check_observers
+from tpm_mtls_relay.observers.tap import Tap
 from tpm_mtls_relay.options import parse_options
-from tpm_mtls_relay.tap import Tap
-from tpm_mtls_relay.wire import code_of, simple_command
 
 if TYPE_CHECKING:
     from support.tpm import SimulatedTpm
-    from tpm_mtls_relay.tap import Listener
+    from tpm_mtls_relay.observers.tap import Listener
 
 RANDOM = simple_command(0x17B, b"\0\x08")
 ANSWER = bytes.fromhex("8001 0000000a 00000000")
@@ -70,7 +70,7 @@ def test_without_an_option_nothing_stands_before_the_transport() -> None:
 def test_a_relay_without_these_options_imports_none_of_it() -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import tpm_mtls_relay.program;"
-        "from tpm_mtls_relay.observers import Observers; from tpm_mtls_relay.options import parse_options;"
+        "from tpm_mtls_relay.observers.observers import Observers; from tpm_mtls_relay.options import parse_options;"
         "Observers(parse_options(['--tcti', 'x'])); print(*sys.modules)"
     )
     folder = str(Path(tpm_mtls_relay.__file__).parent.parent)
@@ -78,7 +78,7 @@ def test_a_relay_without_these_options_imports_none_of_it() -> None:
         [sys.executable, "-I", "-S", "-c", program, folder], check=True, capture_output=True, text=True
     )
     loaded = set(done.stdout.split())
-    assert "tpm_mtls_relay.observers" in loaded
+    assert "tpm_mtls_relay.observers.observers" in loaded
     for module in ("tap", "latency", "latency_file", "reporter", "facts", "capture", "counters", "command_names"):
         assert f"tpm_mtls_relay.{module}" not in loaded
     assert not loaded & {"json", "tomllib", "fcntl"}

@@ -22,15 +22,16 @@ from support.tpm_commands import (
     with_password,
 )
 from support.tpm_keys import make_key, make_srk
-from tpm_mtls_relay import commands, errors
+from tpm_mtls_relay import errors
+from tpm_mtls_relay.connection.transport import open_transport
 from tpm_mtls_relay.errors import KeyGoneError, TransportError, UnreadableError
 from tpm_mtls_relay.layers import Layers
-from tpm_mtls_relay.objects import Objects, ask_public, key_at
+from tpm_mtls_relay.loaded.objects import Objects, ask_public, key_at
+from tpm_mtls_relay.loaded.public_area import ECC, RSA, PublicArea, template
+from tpm_mtls_relay.loaded.tracking import Tracking
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, SESSIONS, code_of, simple_command
 from tpm_mtls_relay.options import parse_options
-from tpm_mtls_relay.public_area import ECC, RSA, PublicArea, template
-from tpm_mtls_relay.tracking import Tracking
-from tpm_mtls_relay.transport import open_transport
-from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, SESSIONS, code_of, simple_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

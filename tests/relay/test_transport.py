@@ -13,11 +13,8 @@ import pytest
 
 from support.faulty_tpm import HANG, faulty_tpm
 from support.relay import relay_layers
-from tpm_mtls_relay import commands, errors
-from tpm_mtls_relay.errors import ConnectionLostError, KeyGoneError, TransportError
-from tpm_mtls_relay.layers import Layers
-from tpm_mtls_relay.options import parse_options
-from tpm_mtls_relay.transport import (
+from tpm_mtls_relay import errors
+from tpm_mtls_relay.connection.transport import (
     LONG_TIME_LIMIT,
     TIME_LIMIT,
     Connection,
@@ -27,7 +24,11 @@ from tpm_mtls_relay.transport import (
     is_raw,
     open_transport,
 )
-from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, code_of, simple_command
+from tpm_mtls_relay.errors import ConnectionLostError, KeyGoneError, TransportError
+from tpm_mtls_relay.layers import Layers
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, code_of, simple_command
+from tpm_mtls_relay.options import parse_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -268,7 +269,7 @@ def test_a_helper_that_is_not_installed_is_an_error(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_helper_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tpm_mtls_relay.helper._GRACE", 200)
+    monkeypatch.setattr("tpm_mtls_relay.connection.helper._GRACE", 200)
     before = time.monotonic()
     with pytest.raises(TransportError, match="in time"):
         ask("cmd:trap '' TERM; while :; do sleep 1; done", seconds=0.5)

@@ -8,11 +8,11 @@ import pytest
 
 from support.relay import relay_layers
 from tpm_mtls_relay import errors
-from tpm_mtls_relay.commands import GET_CAPABILITY, SIGN, handle_count
 from tpm_mtls_relay.errors import MalformedCommandError, TransportError, UnreadableError
-from tpm_mtls_relay.loading import loads
-from tpm_mtls_relay.reader import Reader
-from tpm_mtls_relay.wire import (
+from tpm_mtls_relay.loaded.loading import loads
+from tpm_mtls_relay.messages.commands import GET_CAPABILITY, SIGN, handle_count
+from tpm_mtls_relay.messages.reader import Reader
+from tpm_mtls_relay.messages.wire import (
     HEADER,
     NO_SESSIONS,
     SESSIONS,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tpm_mtls.identity import Identity
 
-NOW = datetime.now(UTC)
+NOW = datetime.now(UTC) + timedelta(hours=2)  # after every CRL, however long the tests before take
 MINUTE = timedelta(minutes=1)
 
 

@@ -21,12 +21,12 @@ from support.tpm_commands import (
     start_sequence,
     update_sequence,
 )
-from tpm_mtls_relay import commands
-from tpm_mtls_relay.reader import Reader
-from tpm_mtls_relay.wire import HEADER, code_of, simple_command
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.reader import Reader
+from tpm_mtls_relay.messages.wire import HEADER, code_of, simple_command
 
 if TYPE_CHECKING:
-    from tpm_mtls_relay.wire import Exchange
+    from tpm_mtls_relay.messages.wire import Exchange
 
 ROOM = 3  # objects in a TPM
 _ALGORITHMS = (SHA1, SHA256, SHA384, SHA512)

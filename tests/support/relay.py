@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING
 
 import tpm_mtls_relay
 from tpm_mtls_relay.layers import build_layers
+from tpm_mtls_relay.messages.wire import HEADER
 from tpm_mtls_relay.options import parse_options
-from tpm_mtls_relay.wire import HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ class RelayProcess:
     def __init__(
         self, tcti: str, *options: str, measured: bool = False, preexec: Callable[[], None] | None = None
     ) -> None:
-        isolated = ["-I", "-S", str(Path(tpm_mtls_relay.__file__).parent)]
+        isolated = ["-I", "-S", str(Path(tpm_mtls_relay.__file__).with_name("__main__.py"))]
         program = [sys.executable, *(["-m", "tpm_mtls_relay"] if measured else isolated)]
         self.process = subprocess.Popen(
             [*program, "--tcti", tcti, *options],

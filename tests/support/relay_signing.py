@@ -10,16 +10,16 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from tpm_mtls_relay import commands
-from tpm_mtls_relay.objects import Objects
-from tpm_mtls_relay.policy_authorization import PolicyAuthorization
-from tpm_mtls_relay.policy_session import PASSWORD, command_with_sessions
-from tpm_mtls_relay.reader import Reader
-from tpm_mtls_relay.responses import refused, sized
-from tpm_mtls_relay.retrying import Retrying
-from tpm_mtls_relay.tracking import Tracking
-from tpm_mtls_relay.transport import open_transport
-from tpm_mtls_relay.wire import HEADER, code_of
+from tpm_mtls_relay.connection.retrying import Retrying
+from tpm_mtls_relay.connection.transport import open_transport
+from tpm_mtls_relay.loaded.objects import Objects
+from tpm_mtls_relay.loaded.tracking import Tracking
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.reader import Reader
+from tpm_mtls_relay.messages.responses import refused, sized
+from tpm_mtls_relay.messages.wire import HEADER, code_of
+from tpm_mtls_relay.policies.authorization import PolicyAuthorization
+from tpm_mtls_relay.policies.session import PASSWORD, command_with_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from support.relay_policies import PolicyKey
     from support.tpm import SimulatedTpm
-    from tpm_mtls_relay.wire import Exchange
+    from tpm_mtls_relay.messages.wire import Exchange
 
 NAMES = {code: name for name, code in vars(commands).items() if name.isupper() and isinstance(code, int)}
 MESSAGE = b"what TLS signs"

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from support.tpm_commands import DirectTpm, get_capability
-from tpm_mtls_relay import commands
-from tpm_mtls_relay.caches import Answers
-from tpm_mtls_relay.shortcuts import Shortcuts
-from tpm_mtls_relay.tracking import Tracking
-from tpm_mtls_relay.virtual_handles import FIRST, VirtualHandles
-from tpm_mtls_relay.wire import code_of
+from tpm_mtls_relay.loaded.tracking import Tracking
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.wire import code_of
+from tpm_mtls_relay.shortcuts.caches import Answers
+from tpm_mtls_relay.shortcuts.shortcuts import Shortcuts
+from tpm_mtls_relay.shortcuts.virtual_handles import FIRST, VirtualHandles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

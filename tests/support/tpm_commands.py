@@ -6,9 +6,9 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from tpm_mtls_relay import commands
-from tpm_mtls_relay.reader import Reader
-from tpm_mtls_relay.wire import HEADER, NO_SESSIONS, SESSIONS, code_of, simple_command, tag_of
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.reader import Reader
+from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, SESSIONS, code_of, simple_command, tag_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -34,7 +34,8 @@ class IdentityContext(ssl.SSLContext):
     loaded the key again by then, so the next connection works. In a forked child it loads the key anew when it is
     first used.
 
-    A client's connections resume the TLS sessions of earlier ones by themselves, which takes no signature.
+    A client's connections resume the TLS sessions of earlier ones by themselves, which takes no signature. In asyncio,
+    for clients and servers, a thread waits for the TPM and not the event loop (docs/decisions/0005).
 
     Attributes:
         own_key: certificate and key; none for a context that only verifies.

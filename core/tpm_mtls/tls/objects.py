@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tpm_mtls.tls.event_loop import Bridge, Caller, Outcome
     from tpm_mtls.tls.sessions import Resumption
 
+_SERVERS_ANSWER = 2
+"""The step of a client's handshake after the one that begins it."""
+
 _ASYNCIO, _ANYIO = "asyncio.sslproto", "anyio.streams.tls"
 
 
@@ -35,6 +38,7 @@ class IdentityObject(ssl.SSLObject):
     resumption: Resumption | None = None
     bridge: Bridge | None = None
     _outcome: Outcome | None = None
+    _steps = 0  # of the handshake, in an event loop
     _sslobj: object
 
     def do_handshake(self) -> None:
@@ -79,6 +83,9 @@ class IdentityObject(ssl.SSLObject):
             super().do_handshake()
 
     def _step_in_loop(self, caller: Caller) -> None:
+        self._steps += 1
+        if self._steps == _SERVERS_ANSWER and self.resumption is not None and not self.resumption.offers:
+            self._leave_to(caller, self._sign)  # it will sign, after half a millisecond of verifying the server
         try:
             with signatures.stopping():
                 super().do_handshake()

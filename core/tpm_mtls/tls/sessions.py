@@ -76,7 +76,7 @@ class SessionCache:
 
     def _begin(self) -> None:
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._servers: OrderedDict[Server, deque[Session]] = OrderedDict()
 
     @contextlib.contextmanager
@@ -94,6 +94,9 @@ class Resumption:
     """What one client connection has to do with the cache; used by one thread at a time, as the connection.
 
     The methods get the connection's ``_ssl._SSLSocket``; once it is closed they do nothing.
+
+    Attributes:
+        offers: whether the handshake offers a session, this or the caller's.
     """
 
     def __init__(self, cache: SessionCache, generation: int, context: int) -> None:
@@ -110,6 +113,7 @@ class Resumption:
         self._server: Server | None = None
         self._offered: Session | None = None
         self._reads = _READS
+        self.offers = False
 
     def before_handshake(self, connection: object, server: Server) -> None:
         """Offers the server a session, unless the caller has given one. Further calls do nothing."""
@@ -117,10 +121,10 @@ class Resumption:
         if self._server is not None or found is None:
             return
         self._server = server
-        if not sessions.is_offering(found):
-            self._offered = self._cache.take(server, self._generation)
-            if self._offered is not None:
-                self._offered.offer(found)
+        self.offers = sessions.is_offering(found)
+        if not self.offers and (taken := self._cache.take(server, self._generation)) is not None:
+            taken.offer(found)
+            self._offered, self.offers = taken, True
 
     def after_handshake(self, connection: object) -> None:
         """Keeps a session of TLS 1.2: it is there now."""

@@ -1,9 +1,8 @@
 """TLS for one accepted connection: between asyncio's TCP transport and an application's protocol.
 
-asyncio has this too, but with a TPM key it falls short in two ways (CPython 3.11 to 3.14): it makes the handshake's
-signature in the event loop, so that every other connection stands still for the TPM's 50 to 600 ms; and it drops the
-alert of a refused handshake, so that a client never learns *why* (``certificate required``, ``certificate expired``).
-Here the handshake runs in a worker thread, the alert is sent, and every wait has an end.
+asyncio has this too, but it drops the alert of a refused handshake (CPython 3.11 to 3.14), so that a client never
+learns *why* (``certificate required``, ``certificate expired``). Here the alert is sent, all of the handshake runs in a
+worker thread, the TPM's signature included, and every wait has an end.
 """
 
 from __future__ import annotations

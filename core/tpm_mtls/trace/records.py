@@ -1,6 +1,6 @@
 """What the relay's trace says about commands, and their sum.
 
-The relay writes one JSON object a line for each command (`tpm_mtls_relay.reporter`). It has put nothing into it that
+The relay writes one JSON object a line for each command (`tpm_mtls_relay.observers.reporter`), and nothing into it that
 could be a secret.
 """
 

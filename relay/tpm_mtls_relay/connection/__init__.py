@@ -1,0 +1,1 @@
+"""The connection to the TPM: transports, and patience with a busy one."""

@@ -1,0 +1,1 @@
+"""TPM commands and responses as bytes."""

@@ -1,0 +1,1 @@
+"""Keys with a policy: their files, and the sessions that satisfy them."""

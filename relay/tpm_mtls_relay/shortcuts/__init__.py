@@ -1,0 +1,1 @@
+"""What needs no TPM: digests, answers that cannot change, and copies of keys that are persistent."""
