@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import socket
@@ -21,10 +22,11 @@ from tpm_mtls_relay.connection.transport import (
     Deadline,
     DeviceTransport,
     Limits,
+    device_refusal,
     is_raw,
     open_transport,
 )
-from tpm_mtls_relay.errors import ConnectionLostError, KeyGoneError, TransportError
+from tpm_mtls_relay.errors import ConnectionLostError, KeyGoneError, MalformedCommandError, TransportError
 from tpm_mtls_relay.layers import Layers
 from tpm_mtls_relay.messages import commands
 from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, code_of, simple_command
@@ -210,6 +212,35 @@ def test_the_kernels_resource_manager_refuses_handles_that_it_does_not_know() ->
     with pytest.raises(KeyGoneError, match="no such object"):
         transport(RANDOM)
     transport.close()
+
+
+def test_a_command_that_is_too_large_for_the_tpm_costs_no_connection_and_no_key() -> None:
+    """Seen on Linux 6.12: 4,096 bytes to a TPM with CRB; the next command is served, and every object is there."""
+    dropped: list[bool] = []
+
+    class Small:
+        def __call__(self, command: bytes) -> bytes:
+            if len(command) > len(RANDOM):
+                raise device_refusal(OSError(errno.E2BIG, "Argument list too long"))
+            return ANSWER
+
+        def close(self) -> None:
+            pass
+
+    connection = Connection(Small, lambda: dropped.append(True))
+    with pytest.raises(MalformedCommandError, match="larger than the TPM takes") as caught:
+        connection(RANDOM + bytes(4000))
+    assert caught.value.code == errors.MALFORMED_COMMAND
+    assert connection(RANDOM) == ANSWER
+    assert dropped == []
+
+
+def test_a_device_without_its_driver_is_a_lost_connection() -> None:
+    """Seen on Linux 6.12 after the driver was taken away from the TPM."""
+    error = device_refusal(OSError(errno.EPIPE, "Broken pipe"))
+    assert isinstance(error, ConnectionLostError)
+    assert error.sent
+    assert str(error) == "the TPM's device failed: Broken pipe"
 
 
 @pytest.mark.parametrize(

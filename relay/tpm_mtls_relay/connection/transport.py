@@ -7,7 +7,14 @@ import os
 import select
 import time
 
-from tpm_mtls_relay.errors import MALFORMED_RESPONSE, ConnectionLostError, KeyGoneError, TransportError
+from tpm_mtls_relay.errors import (
+    MALFORMED_RESPONSE,
+    ConnectionLostError,
+    KeyGoneError,
+    MalformedCommandError,
+    RelayError,
+    TransportError,
+)
 from tpm_mtls_relay.messages import commands
 from tpm_mtls_relay.messages.wire import HEADER, MESSAGE_LIMIT, check_response, code_of
 
@@ -111,13 +118,25 @@ class DeviceTransport:
             deadline.wait(self._descriptor)
             return check_response(os.read(self._descriptor, MESSAGE_LIMIT + 1))
         except OSError as error:
-            if error.errno == errno.EINVAL:  # tpm2_prepare_space in drivers/char/tpm/tpm2-space.c
-                raise KeyGoneError("the kernel knows no such object or session") from error
-            raise ConnectionLostError(f"the TPM's device failed: {error.strerror}", sent=True) from error
+            raise device_refusal(error) from error
 
     def close(self) -> None:
         """Gives the device back."""
         os.close(self._descriptor)
+
+
+def device_refusal(error: OSError) -> RelayError:
+    """What an ``error`` of the TPM's device means. After the first two it goes on serving as if nothing had been sent.
+
+    1. EINVAL: the kernel's resource manager knows no such object (tpm2_prepare_space in drivers/char/tpm/tpm2-space.c).
+    2. E2BIG: more than the kernel's buffer or the TPM's takes (crb_send in drivers/char/tpm/tpm_crb.c: 3,968 bytes).
+    3. Anything else: the connection is lost.
+    """
+    if error.errno == errno.EINVAL:
+        return KeyGoneError("the kernel knows no such object or session")
+    if error.errno == errno.E2BIG:
+        return MalformedCommandError("the command is larger than the TPM takes")
+    return ConnectionLostError(f"the TPM's device failed: {error.strerror}", sent=True)
 
 
 class SwtpmTransport:
