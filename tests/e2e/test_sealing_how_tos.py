@@ -18,16 +18,23 @@ if TYPE_CHECKING:
 
     from support.tpm import SimulatedTpm
 
+TRY = "open --test-passphrase"
+
 
 def test_unlock_a_disk(tpm: SimulatedTpm, tmp_path: Path) -> None:
     disk = tmp_path / "disk.img"
     disk.touch()
     os.truncate(disk, 20 * 1024 * 1024)
-    how_to = HowTo("unlock-a-disk", tpm, tmp_path, {"/dev/sda3": "disk.img"})
+    # no mapping is made: that would take a kernel of the test's own
+    instead = {"/dev/sda3 data": "/dev/sda3", "/dev/sda3": "disk.img", "/boot/": "", "open --key": f"{TRY} --key"}
+    how_to = HowTo("unlock-a-disk", tpm, tmp_path, instead)
     Operator(tmp_path)
 
     how_to.run_section("Make it")
     how_to.run_section("Open it at boot")
+    (at_boot,) = how_to.blocks("Open it at boot", "console")
+    how_to.run(at_boot.removeprefix("$ "))
+    how_to.run(f"! head -c 64 /dev/zero |{at_boot.partition('|')[2]}")
 
     assert (tmp_path / "recovery.key").stat().st_mode & 0o777 == 0o600
     assert "PBKDF:      pbkdf2" in tpm.tool("/usr/sbin/cryptsetup", "luksDump", str(disk)).stdout
@@ -36,25 +43,10 @@ def test_unlock_a_disk(tpm: SimulatedTpm, tmp_path: Path) -> None:
     assert "0x99d" in refused.stderr
     assert "PCR 7 (sha256)" in refused.stdout
 
-    (asked, opened) = how_to.blocks("With somebody present", "console")[0].replace("$ ", "").splitlines()
     (tmp_path / "passphrase").write_text("correct horse")
     (tmp_path / "passphrase").chmod(0o600)
-    how_to.run(asked)
-    opened = opened.replace("--auth prompt", "--auth file:passphrase").replace("open", "open --test-passphrase")
-    how_to.run(opened.removesuffix(" data"))
-
-
-def test_the_command_at_boot_opens_the_disk(tpm: SimulatedTpm, tmp_path: Path) -> None:
-    """As it stands there; only that no mapping is made, for which the test has no kernel of its own."""
-    disk = tmp_path / "disk.img"
-    disk.touch()
-    os.truncate(disk, 20 * 1024 * 1024)
-    how_to = HowTo("unlock-a-disk", tpm, tmp_path, {"/dev/sda3": "disk.img", "/boot/": ""})
-    how_to.run(how_to.blocks("Make it")[0])
-    at_boot = how_to.blocks("Open it at boot", "console")[0].removeprefix("$ ").removesuffix(" data\n")
-    how_to.run(at_boot.replace("cryptsetup open", "cryptsetup open --test-passphrase"))
-    other = re.sub("^tpm-mtls unseal .*? \\|", "head -c 64 /dev/zero |", at_boot)
-    how_to.run(f"! {other.replace('cryptsetup open', 'cryptsetup open --test-passphrase')}")
+    (with_somebody,) = how_to.blocks("With somebody present", "console")
+    how_to.run(with_somebody.replace("$ ", "").replace("--auth prompt", "--auth file:passphrase"))
 
 
 def test_bind_a_telemetry_key(tpm: SimulatedTpm, tmp_path: Path) -> None:
