@@ -9,7 +9,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from tpm_mtls.errors import TpmMtlsError, TpmRefusedError, UsageError
+from tpm_mtls.errors import HandleOccupiedError, TpmMtlsError, TpmRefusedError, UsageError
 from tpm_mtls.policy.digest import policy_digest
 from tpm_mtls.structures.nv_public import NvAttribute, NvPublic
 
@@ -79,7 +79,16 @@ def seal_into_nv(tpm: Tpm, public: NvPublic, secret: bytes, *, authorization: Se
             f"the secret has {len(secret)} bytes, and this TPM's NV indices {largest} at the most",
             hint="seal it into a file: leave --nv out",
         )
-    made = tpm.nv_secrets.define(public, authorization)
+    try:
+        made = tpm.nv_secrets.define(public, authorization)
+    except HandleOccupiedError as error:
+        with suppress(TpmMtlsError):  # an index that is not an ordinary one
+            if not tpm.nv_secrets.inspect(public.index).written:
+                error.hint = (
+                    "nothing was ever written to it: if a seal that was interrupted left it, remove it: "
+                    f"tpm2_nvundefine {public.index:#010x}"
+                )
+        raise
     try:
         return tpm.nv_secrets.write(made, secret, authorization=authorization)
     except BaseException:

@@ -12,7 +12,7 @@ from tpm_mtls.files import make_folder, read_capped, refuse_existing, remove_fil
 from tpm_mtls.policy.digest import policy_digest
 from tpm_mtls.policy.document import PolicyDocument
 from tpm_mtls.policy.files import find_policy, write_policy
-from tpm_mtls.sealed_blob import FILE_LIMIT, SealedBlob, parse_blob
+from tpm_mtls.sealed_blob import SealedBlob
 from tpm_mtls.structures import Attribute
 from tpm_mtls.structures.nv_public import NvAttribute
 from tpm_mtls.structures.sealed import SEALED_LIMIT, read_sealed_files
@@ -180,16 +180,6 @@ class Sealer:
 
     def _folders(self, beside: Path | None) -> list[Path]:
         return [*([beside] if beside is not None else []), self.state_dir]
-
-
-def read_blob(path: Path) -> SealedBlob:
-    """The blob in the file ``path``.
-
-    Raises:
-        PemError: it is none.
-        StorageError: it cannot be read.
-    """
-    return parse_blob(read_capped(path, limit=FILE_LIMIT), str(path))
 
 
 def tools_files(base: Path) -> tuple[Path, Path]:

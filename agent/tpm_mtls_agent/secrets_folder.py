@@ -1,14 +1,14 @@
 """The agent's folder: ``secrets/`` in the identity folder, for nobody else to read, and open in one process only.
 
-``keys.json`` (the device keys, sealed by the TPM), ``table.json``, and the files of large values. All are written
-atomically and durably; no file holds a name or a value in the clear.
+``keys.json`` (the device keys, sealed by the TPM), ``table.json``, and the files of large values. These are written
+atomically and durably; no file holds a name or a value in the clear. ``loaded.json`` need not outlast a power cut.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,6 +19,7 @@ from tpm_mtls.json_record import load_json_record
 from tpm_mtls.policy.document import Hex, Name  # noqa: TC001 - msgspec reads the annotations
 from tpm_mtls.structures import parse_public_area
 from tpm_mtls.structures.sealed import SealedObject, sealed_object
+from tpm_mtls.tpm.leftovers import Ledger
 from tpm_mtls_agent import table as tables
 from tpm_mtls_agent.envelope import FILE_LIMIT, parse_file_name
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 FOLDER: Final = "secrets"
 KEYS: Final = "keys.json"
+LEDGER: Final = "loaded.json"
 TABLE: Final = "table.json"
 
 _KEYS_FORMAT: Final = 1
@@ -123,6 +125,12 @@ class SecretsFolder:
     def save_keys(self, keys: SealedKeys) -> None:
         """Writes ``keys.json``: from then on the folder is this TPM's."""
         self.write(KEYS, msgspec.json.format(msgspec.json.encode(keys), indent=2) + b"\n")
+
+    @contextmanager
+    def ledger(self) -> Iterator[Ledger]:
+        """``loaded.json``: what this process has in the TPM, for the one after it if somebody kills it."""
+        with closing(Ledger(self.path / LEDGER)) as ledger:
+            yield ledger
 
     def load_keys(self) -> SealedKeys | None:
         """``keys.json``; none where nothing was ever kept.

@@ -40,8 +40,9 @@ def open_store(
 
     Five commands, if the last process was not killed: Load, StartAuthSession, Unseal and FlushContext for the device
     keys, and GetCapability for the NV indices. A policy is one more for each eight PCRs of its present state. What a
-    kill left costs three or two more: `tpm_mtls_agent.reconcile`. The first time there are keys to be made: four, and
-    three more for a storage root key, if it is missing.
+    kill left costs three or two more: `tpm_mtls_agent.reconcile`, and what it left loaded in a TPM without resource
+    manager as many: `tpm_mtls.tpm.leftovers`. The first time there are keys to be made: four, and three more for a
+    storage root key, if it is missing.
 
     Args:
         state_dir: where ``secrets/`` is, or is made.
@@ -60,12 +61,16 @@ def open_store(
     """
     with open_folder(state_dir) as folder:
         sealed = folder.load_keys()
-        with open_tpm(
-            tcti,
-            owner_authorization=owner_authorization,
-            srk_authorization=srk_authorization,
-            expected_srk_name=_expected_srk(state_dir, sealed),
-        ) as tpm:
+        with (
+            folder.ledger() as ledger,
+            open_tpm(
+                tcti,
+                owner_authorization=owner_authorization,
+                srk_authorization=srk_authorization,
+                expected_srk_name=_expected_srk(state_dir, sealed),
+                ledger=ledger,
+            ) as tpm,
+        ):
             keys = _unseal(tpm, sealed) if sealed else _begin(tpm, folder)
             policy = make_policy(tpm, wish, state_dir, with_authorization=False, now=now()).assertions if wish else ()
             store = SealedStore(OpenTpmSecrets(tpm, state_dir, keys.authorization), folder, keys, policy)

@@ -56,5 +56,5 @@ def write_output(path: Path | None, data: bytes, *, mode: int = PRIVATE_FILE) ->
             output.buffer.write(data)
             output.buffer.flush()
     except BaseException:
-        sys.stdout = None  # type: ignore[assignment]  # what Python itself says of a process without one
+        sys.stdout = None  # as in a process without one: what is left in its buffer is not tried again at exit
         raise

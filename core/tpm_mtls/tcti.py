@@ -44,6 +44,14 @@ def resolve_tcti(explicit: str | None, *, kernel: Path = Path("/sys/class/tpm"))
     return tcti
 
 
+def is_raw(tcti: str) -> bool:
+    """Whether ``tcti``, a resolved one, may lead to a TPM without resource manager, which keeps what is left in it."""
+    name, _, configuration = tcti.partition(":")
+    if name == "pcap":
+        return is_raw(configuration)
+    return name != "tabrmd" and not (name == "device" and Path(configuration).name.startswith("tpmrm"))
+
+
 def _check_device(device: Path, tcti: str, kernel: Path) -> None:
     if not device.exists():
         raise TpmUnavailableError(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -137,6 +140,21 @@ def test_an_occupied_index_stays_as_it_is(command: SealCommand, tmp_path: Path) 
     assert f"the NV index {INDEX} is occupied" in errors
     assert command("unseal", "--nv", INDEX) == SECRET
     assert policies(tmp_path) == []
+
+
+def test_what_an_interrupted_seal_left_is_told(command: SealCommand, tpm: SimulatedTpm, tmp_path: Path) -> None:
+    """Killed between the two: the index is there, and nothing in it. It is not taken for anything else."""
+    command.seal(SECRET)
+    proxy = TpmProxy(tpm, tmp_path)
+    proxy.signal_after(_NV_DEFINE, signal.SIGKILL)
+    seal = ["seal", "--state-dir", "state", "--nv", INDEX, "--tcti", proxy.tcti]
+    killed = subprocess.run([sys.executable, "-m", "tpm_mtls", *seal], input=SECRET, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert "nothing was ever written" in command.refused("unseal", "--nv", INDEX)
+    errors = command.refused("seal", "--nv", INDEX, given=SECRET, status=10)
+    assert "is occupied\ntpm-mtls: hint: nothing was ever written to it" in errors
+    tpm.tool("tpm2_nvundefine", INDEX)
+    command("seal", "--nv", INDEX, given=SECRET)
 
 
 @pytest.mark.parametrize("answered", ["define", "write"])

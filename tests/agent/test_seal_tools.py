@@ -10,11 +10,19 @@ import pytest
 
 from support.policies import extend
 from support.seal_command import SealCommand
+from support.sealing import sealed_object_of
+from tpm_mtls.errors import StateError, StorageRootKeyChangedError
+from tpm_mtls.sealed_blob import SealedBlob
+from tpm_mtls.structures.tss2_file import Kind, Tss2File
+from tpm_mtls.tpm import SRK_HANDLE, open_tpm
+from tpm_mtls_agent.seal_command import write_tools_files
+from tpm_mtls_agent.sealing import of_this_tpm, seal_blob
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from support.tpm import SimulatedTpm
+    from tpm_mtls.structures import PublicArea
 
 SECRET = b"my secret\n"
 PCRS = "sha256:0,2,3,7"
@@ -196,3 +204,34 @@ def test_their_signing_key_is_no_sealed_data(tools: Tools, command: SealCommand)
     theirs = ("--format", "tpm2-tools", "--in", "k")
     assert "no sealed data, but a key" in command.refused("unseal", *theirs, status=5)
     assert "not a parent" in command.refused("unseal", *theirs, "--parent", "srk", status=2)
+
+
+def test_of_two_files_both_are_written_or_none(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    with open_tpm(tpm.tcti) as opened:
+        blob = seal_blob(opened, SECRET)
+    base = tmp_path / "sealed"
+    (tmp_path / "sealed.priv").touch()
+    with pytest.raises(StateError, match="exists already"):
+        write_tools_files(blob, base)
+    assert not (tmp_path / "sealed.pub").exists()
+
+
+def test_a_parent_that_nothing_can_load_is_named(tools: Tools, command: SealCommand) -> None:
+    assert tools
+    for parent in (0x40000007, 0x80000001, 0x81800000):
+        pem = Tss2File(Kind.SEALED, *sealed_parts(), parent=parent, empty_auth=True).to_pem()
+        errors = command.refused("unseal", given=pem, status=5)
+        assert f"it was sealed under {parent:#010x}, which is neither persistent nor the owner hierarchy" in errors
+        assert "--parent" in errors
+
+
+def sealed_parts() -> tuple[PublicArea, bytes]:
+    sealed = sealed_object_of("elsewhere")
+    return sealed.public, sealed.private
+
+
+def test_a_key_that_is_exchanged_meanwhile_is_not_taken_for_another_machine() -> None:
+    """Whose blob it is, is only told by the Name in it; the session's own check says what it saw."""
+    blob = SealedBlob(sealed_object_of("theirs"), SRK_HANDLE, empty_auth=True)
+    with pytest.raises(StorageRootKeyChangedError), of_this_tpm(blob, "the blob"):
+        raise StorageRootKeyChangedError(expected=b"then", found=b"now")

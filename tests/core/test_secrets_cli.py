@@ -275,6 +275,16 @@ def test_a_program_that_cannot_be_run_is_named(agent: MemoryAgent, program: str,
     assert VALUE not in done.stderr.decode()
 
 
+def test_where_no_more_files_can_be_open_it_is_said(agent: MemoryAgent) -> None:
+    agent.secrets[NAME] = VALUE
+    limited = 'ulimit -n 64; exec "$@"'
+    exec_ = [sys.executable, "-m", "tpm_mtls", "secret", "exec", NAME, "--first-descriptor", "100", "--", "true"]
+    done = subprocess.run(["sh", "-c", limited, "sh", *exec_], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "the secrets cannot be made files: invalid argument" in done.stderr
+    assert "ulimit -n" in done.stderr
+
+
 def test_no_program_is_started_where_a_secret_lacks(secret: Command, agent: MemoryAgent, tmp_path: Path) -> None:
     agent.secrets[NAME] = VALUE
     secret("exec", NAME, "absent", "--", "touch", "ran", status=10)

@@ -213,9 +213,9 @@ def exec_(  # noqa: PLR0913 - one parameter per option
     client = Client(socket, timeout=timeout)
     values = [client.get_bytes(name) if as_base64 else client.get(name).encode() for name in asked]
     environment = delivery.with_variables(dict(zip(variables, values, strict=False)), os.environ)
+    if not variables:
+        delivery.give_as_descriptors(values, first_descriptor)
     try:
-        if not variables:
-            delivery.give_as_descriptors(values, first_descriptor)
         delivery.become(command, environment)
     except OSError as error:
         return cannot_run(command[0], error)

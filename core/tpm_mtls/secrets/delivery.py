@@ -50,10 +50,16 @@ def give_as_descriptors(values: Sequence[bytes], first: int) -> None:
     open at these numbers is closed; see `check_descriptors`.
 
     Raises:
-        OSError: this process has too many open files.
+        UsageError: this process may not have so many open files.
     """
     beyond = first + len(values)
-    made = [_in_memory(value, beyond) for value in values]
+    try:
+        made = [_in_memory(value, beyond) for value in values]
+    except OSError as error:
+        raise UsageError(
+            f"the secrets cannot be made files: {(error.strerror or str(error)).lower()}",
+            hint="is the limit of open files too low (ulimit -n), or no memory free?",
+        ) from error
     for number, descriptor in enumerate(made, first):
         os.dup2(descriptor, number, inheritable=True)
         os.close(descriptor)

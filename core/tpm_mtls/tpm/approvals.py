@@ -9,6 +9,7 @@ from tpm2_pytss.constants import ESYS_TR
 from tpm2_pytss.types import TPMT_SIGNATURE
 
 from tpm_mtls.tpm.boundary import sized_public
+from tpm_mtls.tpm.leftovers import Loaded
 
 if TYPE_CHECKING:
     from tpm_mtls.policy.ways import ProveApproval
@@ -45,7 +46,9 @@ class Approvals:
     def _verify(self, approval: ProveApproval) -> Any:  # noqa: ANN401 - as above
         """By a ticket of the owner hierarchy: one of the null hierarchy would end with the next restart."""
         digest = hashlib.sha256(approval.digest + approval.policy_ref).digest()
-        with self._resources.command("load the key that signs policies"):
+        with self._resources.loading(
+            "load the key that signs policies", Loaded("object", public=approval.signer.public)
+        ):
             loaded = self._context.load_external(
                 sized_public(bytes.fromhex(approval.signer.public)), hierarchy=ESYS_TR.OWNER
             )

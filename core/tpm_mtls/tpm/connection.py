@@ -28,6 +28,7 @@ from tpm_mtls.tpm.boundary import command, public_area, says_damaged, sized_publ
 from tpm_mtls.tpm.capabilities import read_facts, read_persistent_handles
 from tpm_mtls.tpm.counter import Counters
 from tpm_mtls.tpm.endorsement import EndorsementKeys
+from tpm_mtls.tpm.leftovers import Loaded
 from tpm_mtls.tpm.nv import NvMemory
 from tpm_mtls.tpm.nv_secrets import NvSecrets
 from tpm_mtls.tpm.pcrs import Pcrs
@@ -35,7 +36,7 @@ from tpm_mtls.tpm.policy_session import PolicySessions
 from tpm_mtls.tpm.sealing import Sealing
 from tpm_mtls.tpm.sessions import Sessions
 from tpm_mtls.tpm.storage_root import StorageRootKey
-from tpm_mtls.tpm.templates import hierarchy_parent_template
+from tpm_mtls.tpm.templates import hierarchy_parent_template, without_unique
 from tpm_mtls.tpm.values import LoadedKey, PersistentObject, TpmFacts
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ class Tpm:
         Raises:
             AuthorizationError: the owner hierarchy has another authorization value.
         """
-        with self._command("create a primary key", option="--owner-auth"):
+        loaded = Loaded("object", public=without_unique(template).hex())
+        with self._resources.loading("create a primary key", loaded, option="--owner-auth"):
             resource, public, *_ = self._context.create_primary(None, sized_public(template))
             return self._loaded(resource, public_area(public))
 

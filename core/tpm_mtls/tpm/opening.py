@@ -10,15 +10,17 @@ from tpm2_pytss.constants import ESYS_TR
 from tpm2_pytss.ESAPI import ESAPI
 
 from tpm_mtls.errors import TpmMtlsError
-from tpm_mtls.tcti import resolve_tcti
+from tpm_mtls.tcti import is_raw, resolve_tcti
 from tpm_mtls.tpm.boundary import command
 from tpm_mtls.tpm.connection import Tpm
+from tpm_mtls.tpm.leftovers import flush_leftovers
 from tpm_mtls.tpm.resources import Resources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tpm_mtls.authorization import Secret
+    from tpm_mtls.tpm.leftovers import Ledger
 
 
 @contextmanager
@@ -29,6 +31,7 @@ def open_tpm(
     srk_authorization: Secret | None = None,
     endorsement_authorization: Secret | None = None,
     expected_srk_name: bytes | None = None,
+    ledger: Ledger | None = None,
 ) -> Iterator[Tpm]:
     """An open TPM; whatever was loaded into it is flushed at the end of the block, an interrupt included.
 
@@ -39,6 +42,8 @@ def open_tpm(
         endorsement_authorization: authorization value of the endorsement hierarchy, if it has one.
         expected_srk_name: Name of the storage root key, to which sessions with secrets are salted; none for whatever
             key is there.
+        ledger: what is loaded is written down there, and what a killed process left is flushed, where the TPM has no
+            resource manager.
 
     Raises:
         TctiInvalidError: ``tcti`` is none.
@@ -48,9 +53,12 @@ def open_tpm(
     with command("open the TPM", where), _ending_by_sigterm(where):
         context = ESAPI(where)
     try:
-        resources = Resources(context, where)
+        ledger = ledger if is_raw(where) else None
+        resources = Resources(context, where, ledger)
         resources.authorize(ESYS_TR.OWNER, owner_authorization)
         resources.authorize(ESYS_TR.ENDORSEMENT, endorsement_authorization)
+        if ledger is not None:
+            flush_leftovers(resources, ledger)
         try:
             yield Tpm(context, where, resources, srk_authorization, expected_srk_name)
         except BaseException:

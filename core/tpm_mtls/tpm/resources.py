@@ -9,7 +9,7 @@ from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_SE, TPMA_SESSION
 from tpm2_pytss.TSS2_Exception import TSS2_Exception
 from tpm2_pytss.types import TPMT_SYM_DEF
 
-from tpm_mtls.errors import HandleNotFoundError, TpmMtlsError
+from tpm_mtls.errors import HandleNotFoundError, TpmMtlsError, TpmRefusedError
 from tpm_mtls.tpm.boundary import command, uninterrupted
 
 if TYPE_CHECKING:
@@ -21,26 +21,46 @@ if TYPE_CHECKING:
     from tpm_mtls.authorization import Secret
     from tpm_mtls.structures import PublicArea
     from tpm_mtls.structures.nv_public import NvPublic
+    from tpm_mtls.tpm.leftovers import Ledger, Loaded
 
 _KEY: Final = 1  # IESYSC_KEY_RSRC, IESYSC_NV_RSRC: libtss2, src/tss2-esys/esys_types.h
 _NV: Final = 2
+
+_TPM_LAYER: Final = 0x10000  # codes below are the TPM's own: it did not do what was asked
 
 
 class Resources:
     """The objects of one ESAPI ``context``; ``tcti`` is where its TPM is, for errors."""
 
-    def __init__(self, context: ESAPI, tcti: str) -> None:
+    def __init__(self, context: ESAPI, tcti: str, ledger: Ledger | None = None) -> None:
+        """``ledger`` is told what is loaded by `loading`."""
         self.context = context
         self.tcti = tcti
+        self._ledger = ledger
         self._loaded: list[int] = []
 
     def command(self, doing: str, *, option: str = "--auth") -> AbstractContextManager[None]:
         """`tpm_mtls.tpm.boundary.command` for this TPM."""
         return command(doing, self.tcti, option=option)
 
+    @contextmanager
+    def loading(self, doing: str, what: Loaded, *, option: str = "--auth") -> Iterator[None]:
+        """As `command`, for one that loads ``what``; `register` it in the block."""
+        if self._ledger is not None:
+            self._ledger.expect(what)
+        try:
+            with self.command(doing, option=option):
+                yield
+        except TpmRefusedError as error:
+            if self._ledger is not None and error.rc < _TPM_LAYER:
+                self._ledger.refused()
+            raise
+
     def register(self, resource: int, authorization: Secret | None = None) -> int:
         """Remembers a loaded object, to be flushed. Belongs into the `command` block that loads it: none gets lost."""
         self._loaded.append(int(resource))
+        if self._ledger is not None:
+            self._ledger.loaded(self._handle(resource))
         self.authorize(resource, authorization)
         return int(resource)
 
@@ -122,6 +142,7 @@ class Resources:
     def ended(self, session: int) -> None:
         """The TPM has ended ``session`` with a command, so that nothing is left to be flushed."""
         self._loaded.remove(int(session))
+        self._gone(self._handle(session))
         self.context.tr_close(ESYS_TR(session))
 
     @contextmanager
@@ -138,9 +159,11 @@ class Resources:
     def flush(self, resource: int) -> None:
         """Removes a loaded object from the TPM's slots; one that is persistent, or gone already, is no error."""
         if resource in self._loaded:
+            handle = self._handle(resource)
             with suppress(HandleNotFoundError), command("flush a key", self.tcti):
                 self._loaded.remove(resource)
                 self.context.flush_context(ESYS_TR(resource))
+            self._gone(handle)
 
     def flush_all(self) -> None:
         """Removes everything that was loaded; all of it is tried even if one fails."""
@@ -153,6 +176,14 @@ class Resources:
                     errors.append(error)
         if errors:
             raise errors[0]
+
+    def _handle(self, resource: int) -> int:
+        """The TPM's handle of ESAPI's object; only for the ledger."""
+        return int(self.context.tr_get_tpm_handle(ESYS_TR(resource))) if self._ledger is not None else 0
+
+    def _gone(self, handle: int) -> None:
+        if self._ledger is not None:
+            self._ledger.gone(handle)
 
 
 def _sized(content: bytes) -> bytes:

@@ -16,6 +16,7 @@ from tpm_mtls.policy.digest import policy_digest
 from tpm_mtls.structures import Attribute
 from tpm_mtls.structures.sealed import SEALED_LIMIT, SealedObject, sealed_object
 from tpm_mtls.tpm.boundary import public_area, says_damaged, sized_public
+from tpm_mtls.tpm.leftovers import Loaded
 from tpm_mtls.tpm.policy_session import Proof
 from tpm_mtls.tpm.secret_errors import check_authorization, secret_errors
 from tpm_mtls.tpm.sessions import INTO_TPM, OUT_OF_TPM
@@ -131,10 +132,11 @@ class Sealing:
             yield item
 
     def _load(self, sealed: SealedObject, under: LoadedKey | None) -> Any:  # noqa: ANN401 - an ESYS_TR, of a library without types
+        loaded = Loaded("object", public=sealed.public.data.hex())
         try:
             with (
                 self._authorized_parent(under) as (parent, session),
-                self._resources.command("load the sealed data", option="--srk-auth"),
+                self._resources.loading("load the sealed data", loaded, option="--srk-auth"),
             ):
                 private, public = TPM2B_PRIVATE(sealed.private), sized_public(sealed.public.data)
                 item = self._context.load(parent, private, public, session1=session)

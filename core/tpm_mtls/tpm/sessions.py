@@ -22,6 +22,7 @@ from tpm_mtls.errors import (
     TpmMemoryError,
     TpmRefusedError,
 )
+from tpm_mtls.tpm.leftovers import Loaded
 from tpm_mtls.tpm.storage_root import SRK_HANDLE
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ class Sessions:
         )
         with self._resources.referring(self._resources.refer_key(SRK_HANDLE, public)) as key:
             try:
-                with self._resources.command("start a session with the TPM"):
+                loaded = Loaded("policy" if kind == TPM2_SE.POLICY else "hmac")
+                with self._resources.loading("start a session with the TPM", loaded):
                     started = self._context.start_auth_session(key, ESYS_TR.NONE, kind, cipher, TPM2_ALG.SHA256)
                     self._resources.register(started)
                     return started

@@ -47,6 +47,12 @@ def storage_root_template() -> bytes:
     return bytes(public.marshal())
 
 
+def without_unique(template: bytes) -> bytes:
+    """``template`` up to what the TPM chooses when it makes the key (the field unique, part 2, 12.2.4)."""
+    public, _ = TPMT_PUBLIC.unmarshal(template)
+    return template[: -len(public.unique.marshal(public.type))]
+
+
 def signing_template(algorithm: KeyAlgorithm, *, with_authorization: bool, policy: bytes = b"") -> bytes:
     """A TLS key: signs whatever it is given (TLS hashes outside the TPM), with any scheme of its algorithm.
 
