@@ -19,6 +19,8 @@ readonly NEEDED=(
   "command:openssl:openssl"
   "command:curl:curl"
   "command:nginx:nginx-light"
+  "command:node:nodejs" # the agent is tried with unchanged programs
+  "command:cryptsetup:cryptsetup-bin"
   "command:tshark:tshark" # opens captures of TPM commands
   "command:pki:strongswan-pki"
   "file:/usr/lib/ipsec/plugins/libstrongswan-openssl.so:libstrongswan-standard-plugins" # pki reads no EC keys without
