@@ -56,19 +56,30 @@ class Connection(HTTPSConnection):
         """
         try:
             response = super().getresponse()
-        except ssl.SSLError as error:
-            if isinstance(error.__cause__, TpmMtlsError) and not self._has_answered:
-                raise error.__cause__ from error
+        except OSError as error:
+            self._raise_own(error)
             raise
         self._has_answered = True
         return response
 
     def send(self, data: Any) -> None:  # noqa: ANN401 - what http.client sends
-        """Sends; a peer that stops listening in the middle may have said why, which urllib3 then reads."""
+        """Sends; a peer that stops listening in the middle may have said why, which urllib3 then reads.
+
+        Raises:
+            KeyGoneError, TpmMtlsError: as `getresponse`.
+        """
         try:
             super().send(data)
-        except ssl.SSLEOFError as error:
-            raise BrokenPipeError(errno.EPIPE, "the peer stopped listening") from error
+        except OSError as error:
+            self._raise_own(error)
+            if isinstance(error, ssl.SSLEOFError):
+                raise BrokenPipeError(errno.EPIPE, "the peer stopped listening") from error
+            raise
+
+    def _raise_own(self, error: OSError) -> None:
+        """Raises why the peer did not accept our side of the handshake, if the own key is why ``error`` happened."""
+        if isinstance(error.__cause__, TpmMtlsError) and not self._has_answered:
+            raise error.__cause__ from error
 
 
 class _Pool(HTTPSConnectionPool):

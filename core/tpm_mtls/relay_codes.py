@@ -12,6 +12,7 @@ from tpm_mtls.errors import (
     KeyGoneError,
     PolicyError,
     PolicyRefusedError,
+    TpmMemoryError,
     TpmMtlsError,
     TpmRefusedError,
     TpmUnavailableError,
@@ -35,7 +36,9 @@ _SIGN_POLICY = "let the operator sign one for this state of the machine: tpm-mtl
 @dataclass(frozen=True)
 class _Meaning:
     name: str
-    error: type[KeyGoneError | PolicyError | PolicyRefusedError | TpmRefusedError | TpmUnavailableError]
+    error: type[
+        KeyGoneError | PolicyError | PolicyRefusedError | TpmMemoryError | TpmRefusedError | TpmUnavailableError
+    ]
     text: str
     hint: str
 
@@ -58,6 +61,13 @@ _MEANINGS = {
         KeyGoneError,
         "the key that was loaded is no longer in the TPM: the connection to it broke, or it restarted",
         "load it again; programs that use the client do so by themselves",
+    ),
+    0x105: _Meaning(
+        "NOT_SWAPPED",
+        TpmMemoryError,
+        "the kernel cannot swap a key or session in or out of the TPM: another program has kept a session idle for too "
+        "long, or fills the TPM by way of /dev/tpm0",
+        "dmesg says what the TPM refused; end or restart that program",
     ),
     0x110: _Meaning(
         "POLICY_MISSING",

@@ -17,6 +17,7 @@ MALFORMED_COMMAND = LAYER | 0x101
 NO_TPM = LAYER | 0x102
 MALFORMED_RESPONSE = LAYER | 0x103
 KEY_GONE = LAYER | 0x104
+NOT_SWAPPED = LAYER | 0x105
 POLICY_MISSING = LAYER | 0x110
 POLICY_DAMAGED = LAYER | 0x111
 POLICY_NOT_THE_KEYS = LAYER | 0x112
@@ -66,6 +67,14 @@ class ConnectionLostError(TransportError):
     def __init__(self, message: str, *, sent: bool) -> None:
         super().__init__(message)
         self.sent = sent
+
+
+class NotSwappedError(ConnectionLostError):
+    """The kernel's resource manager could not save or load what a program has in the TPM, and has lost track of it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, sent=True)
+        self.code = NOT_SWAPPED
 
 
 class KeyGoneError(RelayError):

@@ -38,6 +38,7 @@ from tpm_mtls_relay import errors as relay
         (relay.MALFORMED_COMMAND, errors.TpmRefusedError, "no TPM command"),
         (relay.NO_TPM, errors.TpmUnavailableError, r"no TPM answers at swtpm:port=1 \(response code 0xbf942\)"),
         (relay.MALFORMED_RESPONSE, errors.TpmUnavailableError, "what answers is no TPM at swtpm:port=1"),
+        (relay.NOT_SWAPPED, errors.TpmMemoryError, r"cannot swap a key.*\(NOT_SWAPPED, 0xbf945\)"),
         (relay.KEY_GONE, errors.KeyGoneError, r"no longer in the TPM.*\(KEY_GONE, 0xbf944\)"),
         (relay.POLICY_MISSING, errors.PolicyError, r"its file is missing \(POLICY_MISSING, 0xbf950\)"),
         (relay.POLICY_DAMAGED, errors.PolicyError, "is damaged"),

@@ -9,10 +9,12 @@ import multiprocessing
 import os
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +36,7 @@ from tpm_mtls.key_reference import KeyFile
 from tpm_mtls.tls import IdentityContext, client_context, server_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from support.tpm import SimulatedTpm
     from tpm_mtls.identity import Identity
@@ -272,6 +274,57 @@ def test_a_tpm_that_went_away_and_came_back(
         handshake(client, server)
     assert isinstance(caught.value.__cause__, KeyGoneError)
     assert handshake(client, server).client == "device"
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["reset", "closed"])
+def test_a_server_that_hangs_up_on_a_client_without_its_key(
+    tss2: Identity, server: IdentityContext, tpm: SimulatedTpm, *, waits: bool
+) -> None:
+    """The client writes first, as in HTTP, and after the server's refusal: over TCP that may be all that it sees."""
+    client = client_context(tss2, tcti=tpm.tcti)
+    assert handshake(client, server).client == "device"
+    client.sessions.clear()
+    tpm.stop()
+    with _refusing_listener(server, reset=not waits) as connect:
+        tls = connect(client)
+        tpm.simulator.start()
+        with pytest.raises(OSError, match=r".") as caught:
+            _ask(tls)
+        assert isinstance(caught.value.__cause__, KeyGoneError)
+        with pytest.raises(OSError, match=r".") as caught:  # who goes on reading, as urllib3 does, learns it, too
+            tls.recv(1)
+        assert isinstance(caught.value.__cause__, KeyGoneError)
+        tls.close()
+    assert handshake(client, server).client == "device"
+
+
+def _ask(tls: ssl.SSLSocket) -> None:
+    for _ in range(2):
+        tls.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        time.sleep(0.05)  # a connection that the peer has closed is reset by what comes then
+    tls.recv(1)
+
+
+@contextlib.contextmanager
+def _refusing_listener(server: ssl.SSLContext, *, reset: bool) -> Iterator[Callable[[ssl.SSLContext], ssl.SSLSocket]]:
+    """Yields what connects a client to ``server``, and returns when that has closed the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            plain, _ = listener.accept()
+            with plain, contextlib.suppress(ssl.SSLError):
+                if reset:
+                    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                server.wrap_socket(plain, server_side=True, suppress_ragged_eofs=True).close()
+
+        def connect(client: ssl.SSLContext) -> ssl.SSLSocket:
+            thread = threading.Thread(target=refuse)
+            thread.start()
+            tls = client.wrap_socket(socket.create_connection(listener.getsockname()), server_hostname="localhost")
+            thread.join()
+            return tls
+
+        yield connect
 
 
 def test_a_peers_refusal_costs_the_tpm_nothing(tss2: Identity, ca: TestCa, tpm: SimulatedTpm) -> None:

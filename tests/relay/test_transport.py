@@ -235,6 +235,14 @@ def test_a_command_that_is_too_large_for_the_tpm_costs_no_connection_and_no_key(
     assert dropped == []
 
 
+def test_what_the_kernel_cannot_swap_has_a_name() -> None:
+    """Seen on Linux 6.12, which says EFAULT, after 65,535 commands with a session beside another one that was idle."""
+    error = device_refusal(OSError(errno.EFAULT, "Bad address"))
+    assert isinstance(error, ConnectionLostError)
+    assert error.code == errors.NOT_SWAPPED
+    assert "dmesg says why" in str(error)
+
+
 def test_a_device_without_its_driver_is_a_lost_connection() -> None:
     """Seen on Linux 6.12 after the driver was taken away from the TPM."""
     error = device_refusal(OSError(errno.EPIPE, "Broken pipe"))

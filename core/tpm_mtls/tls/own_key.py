@@ -169,14 +169,20 @@ class OwnKey:
         if not self.may_explain(error):
             raise error
         with self._changing:
-            cause = self.diagnose()
-            if isinstance(cause, _LOST):
-                cause = self._load_again(cause)
-            elif cause is None and _is_own_failure(error):
+            cause = self._diagnose_and_cure()
+            if cause is None and _is_own_failure(error):
                 cause = self._last_gone  # another thread has loaded it again in the meantime
         if cause is not None:
             error.add_note(str(cause))
         raise error from cause
+
+    def cause_of_cut_off(self) -> TpmMtlsError | None:
+        """Whether the own key is why a server cut a connection off before it said anything; none if the key signs.
+
+        A key that is gone has been loaded again by then.
+        """
+        with self._changing:
+            return self._diagnose_and_cure()
 
     def begin_handshake(self) -> None:
         """Counts the handshakes under way: `release` lets them finish."""
@@ -208,6 +214,10 @@ class OwnKey:
         if self._connection is not None:
             contexts.abandon_key(self._ssl_ctx)
             self._of_parent = True
+
+    def _diagnose_and_cure(self) -> TpmMtlsError | None:
+        cause = self.diagnose()
+        return self._load_again(cause) if isinstance(cause, _LOST) else cause
 
     def _load_again(self, cause: KeyGoneError | TpmUnavailableError) -> TpmMtlsError:
         try:

@@ -12,6 +12,7 @@ from tpm_mtls_relay.errors import (
     ConnectionLostError,
     KeyGoneError,
     MalformedCommandError,
+    NotSwappedError,
     RelayError,
     TransportError,
 )
@@ -126,16 +127,21 @@ class DeviceTransport:
 
 
 def device_refusal(error: OSError) -> RelayError:
-    """What an ``error`` of the TPM's device means. After the first two it goes on serving as if nothing had been sent.
+    """What an ``error`` of the TPM's device means. After the first two it goes on serving: of the command nothing was
+    sent, and the program's objects are still there; the kernel's resource manager has only flushed its sessions.
 
     1. EINVAL: the kernel's resource manager knows no such object (tpm2_prepare_space in drivers/char/tpm/tpm2-space.c).
-    2. E2BIG: more than the kernel's buffer or the TPM's takes (crb_send in drivers/char/tpm/tpm_crb.c: 3,968 bytes).
-    3. Anything else: the connection is lost.
-    """
+    2. E2BIG: more than the TPM's buffer takes (crb_send in drivers/char/tpm/tpm_crb.c: 3,968 bytes).
+    3. EFAULT: the TPM refused to save or load an object or session (tpm2_save_context, tpm2_load_context): with
+       TPM_RC_CONTEXT_GAP if another program's session is too old, or because another program fills it by /dev/tpm0.
+    4. Anything else: the connection is lost.
+    """  # noqa: D205 - one thought
     if error.errno == errno.EINVAL:
         return KeyGoneError("the kernel knows no such object or session")
     if error.errno == errno.E2BIG:
         return MalformedCommandError("the command is larger than the TPM takes")
+    if error.errno == errno.EFAULT:
+        return NotSwappedError("the kernel cannot save or load what is in the TPM; dmesg says why")
     return ConnectionLostError(f"the TPM's device failed: {error.strerror}", sent=True)
 
 
