@@ -32,6 +32,14 @@ def test_the_name_is_not_in_it() -> None:
     assert b"stripe" not in encode()
 
 
+def test_the_content_is_not_in_it_and_the_same_one_is_never_the_same_there() -> None:
+    of_generations = {encode(Record(INLINE, generation, RECORD.content))[28:45] for generation in range(20)}
+
+    assert len(of_generations) == 20
+    assert RECORD.content not in of_generations
+    assert DeviceKeys.generate().encryption_key != KEYS.encryption_key
+
+
 def test_an_older_longer_value_leaves_nothing_behind() -> None:
     assert len(encode()) == 64
     assert encode().endswith(bytes(64 - 28 - 17))
