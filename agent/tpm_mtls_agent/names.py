@@ -22,7 +22,7 @@ class DeviceKeys:
     """The two secrets of an agent's folder.
 
     Attributes:
-        root: what the keyed hashes are made with, 32 bytes.
+        root: what the keyed hashes and the other keys are made with, 32 bytes.
         authorization: authorization value of the NV indices, 32 bytes.
     """
 
@@ -60,6 +60,11 @@ class DeviceKeys:
     def tag(self, data: bytes) -> bytes:
         """What proves that this agent wrote ``data`` into the TPM, 32 bytes: HMAC-SHA-256."""
         return self._mac(b"tpm-mtls record", data)
+
+    @property
+    def encryption_key(self) -> bytes:
+        """What encrypts the content of NV indices, 32 bytes."""
+        return self._mac(b"tpm-mtls encryption", b"")
 
     def _mac(self, purpose: bytes, data: bytes) -> bytes:
         return hmac.digest(self.root, purpose + b"\0" + data, hashlib.sha256)

@@ -2,7 +2,8 @@
 
 The table says what may be; the TPM's list of its NV indices (one command) and the folder's files say what is. Removing
 an index that nobody needs takes three commands; to look which of two files counts takes two, or three with a policy on
-PCRs. There is at most one such index and one such file after one kill.
+PCRs. There is at most one such index and one such file after one kill. Whether somebody put an old copy of the folder
+back is looked at where an NV index is that should not be there, with three commands at most.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Findings:
         orphans: NV indices to be removed.
         unclear: entries whose NV index must be read, to know which of their places counts.
         lost: slots whose NV index is gone, and with it the secret.
-        foreign: slots that somebody else uses, or whose secret the table does not know: it is an old copy.
-        outdated: of these, slots of secrets in files, of which the TPM has a newer value: the table is an old copy.
+        foreign: slots that somebody else uses; or the agent, and the table is an old copy that does not know it.
+        suspicious: of these, slots of secrets in files: if the NV index there is the agent's own, it has a newer value.
     """
 
     table: Table
@@ -42,7 +43,7 @@ class Findings:
     unclear: tuple[Entry, ...]
     lost: frozenset[int]
     foreign: frozenset[int]
-    outdated: frozenset[int]
+    suspicious: frozenset[int]
 
 
 def reconcile(table: Table, indices: AbstractSet[int], files: AbstractSet[str]) -> Findings:
@@ -69,7 +70,7 @@ def reconcile(table: Table, indices: AbstractSet[int], files: AbstractSet[str]) 
         unclear=tuple(entry for entry in entries if len(entry.places) > 1 and entry.slot in indices),
         lost=frozenset(in_nv - indices),
         foreign=foreign,
-        outdated=foreign & {entry.slot for entry in entries},
+        suspicious=foreign & {entry.slot for entry in entries},
     )
 
 

@@ -1,11 +1,15 @@
 """What an NV index of the agent holds: a small value, or the key of the file in which a larger one is. Pure.
 
     format (1 byte), kind (1), bytes of the content (2), generation (8), the name's keyed hash, its first 8 bytes,
-    tag (8), content, zeros up to the index's size
+    tag (8), content (encrypted), zeros up to the index's size
 
 The tag is a keyed hash over the NV index, the whole keyed hash of the name and all the rest. So whoever can write the
 index (the owner of the TPM, for one with a policy) cannot make a value up or put another secret's there, and a write
 that a power cut tore is recognised. The zeros leave nothing of an older value behind.
+
+The TPM lets nobody read who may not; that the content is encrypted all the same (AES-256-CTR, by a key of the device
+keys) is for whoever reads the memory past the TPM: a simulated one's state file, or an opened chip. The counter begins
+with tag and generation, a synthetic initialization vector (RFC 5297, 2.6): no two contents have the same.
 """
 
 from __future__ import annotations
@@ -14,6 +18,10 @@ import hmac
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from tpm_mtls.errors import IdentityError
 from tpm_mtls_agent.slots import SIZES
@@ -63,7 +71,7 @@ def encode_record(keys: DeviceKeys, index: int, name: bytes, record: Record, siz
     """``record`` of the secret with the keyed hash ``name``, for the NV index ``index`` of ``size`` bytes."""
     tag = _tag(keys, index, name, record)
     header = _HEADER.pack(FORMAT, record.kind, len(record.content), record.generation, name[:_SHORT], tag)
-    return (header + record.content).ljust(size, b"\0")
+    return (header + _crypt(keys, tag, record.generation, record.content)).ljust(size, b"\0")
 
 
 def decode_record(keys: DeviceKeys, index: int, name: bytes, data: bytes) -> Record:
@@ -78,10 +86,10 @@ def decode_record(keys: DeviceKeys, index: int, name: bytes, data: bytes) -> Rec
     if len(data) < _HEADER.size:
         raise _damaged(index, "it is too short")
     version, kind, length, generation, _, tag = _HEADER.unpack_from(data)
-    content = data[_HEADER.size : _HEADER.size + length]
-    if version != FORMAT or kind not in {INLINE, KEY} or len(content) != length:  # 1
+    encrypted = data[_HEADER.size : _HEADER.size + length]
+    if version != FORMAT or kind not in {INLINE, KEY} or len(encrypted) != length:  # 1
         raise _damaged(index, "it is of another format")
-    record = Record(kind, generation, content)
+    record = Record(kind, generation, _crypt(keys, tag, generation, encrypted))
     if not hmac.compare_digest(tag, _tag(keys, index, name, record)):  # 2
         raise _damaged(index, "this agent did not write it for this secret, or not all of it is there")
     return record
@@ -90,6 +98,12 @@ def decode_record(keys: DeviceKeys, index: int, name: bytes, data: bytes) -> Rec
 def _tag(keys: DeviceKeys, index: int, name: bytes, record: Record) -> bytes:
     head = struct.pack(">IBBQ", index, FORMAT, record.kind, record.generation)
     return keys.tag(head + name + record.content)[:_SHORT]
+
+
+def _crypt(keys: DeviceKeys, tag: bytes, generation: int, content: bytes) -> bytes:
+    """Encrypts, or decrypts."""
+    counter = tag + generation.to_bytes(8, "big")
+    return Cipher(AES(keys.encryption_key), CTR(counter)).encryptor().update(content)
 
 
 def _damaged(index: int, why: str) -> IdentityError:

@@ -79,19 +79,17 @@ class SealedStore:
         """Cleans up what a killed process left: see `tpm_mtls_agent.reconcile`, also for what it costs."""
         files = self._folder.files()
         found = reconcile(self._table, self._tpm.slots(), files)
-        self._lost, self._foreign, self._outdated = set(found.lost), set(found.foreign), found.outdated
-        table = found.table
+        self._lost, self._foreign = set(found.lost), set(found.foreign)
+        self._outdated = frozenset(slot for slot in found.suspicious if self._tpm.owns(slot))
+        before, self._table = self._table, found.table
         for orphan in found.orphans:
             with suppress(TpmRefusedError):  # then the next start tries again
-                if not self._tpm.remove_orphan(orphan):
-                    self._foreign.add(orphan.slot)
-                table = table.settle(orphan.slot)
+                self._remove_orphan(orphan)
         for entry in found.unclear:
             with suppress(TpmRefusedError, IdentityError):  # its policy does not hold: both files stay
-                record = self._read(entry, table)
-                table = table.put(replace(entry, places=(_place(record),)))
-        if table != self._table:
-            self._save(table)
+                self._settle(entry, self._read(entry))
+        if self._table != before:
+            self._save(self._table)
         for file in strays(self._table, files):
             self._folder.remove(file)
 
@@ -118,7 +116,8 @@ class SealedStore:
         hashed = self._keys.name(name)
         entry = self._find(hashed)
         if entry.form == "nv":
-            record = self._read(entry, self._table)
+            record = self._read(entry)
+            self._settle(entry, record)
             if record.kind == INLINE:
                 return record.content
             place, key = Place(index_of(entry.slot), record.generation, hashed), record.content
@@ -141,9 +140,9 @@ class SealedStore:
             self._table = before  # what was written counts once the index is gone
             with suppress(HandleNotFoundError):
                 self._tpm.remove(entry.shape)
-        self._lost.discard(entry.slot)
-        self._table = before.drop(entry)
-        self._folder.save(self._table)
+            self._lost.discard(entry.slot)
+            self._table = before.drop(entry)
+        self._save(before.drop(entry))
         self._remove_files(entry)
 
     def label(self, name: bytes) -> str:
@@ -160,9 +159,16 @@ class SealedStore:
             raise NoSuchSecretError("there is no secret of that name", hint="names are case-sensitive; set it first")
         return entry
 
-    def _read(self, entry: Entry, table: Table) -> Record:
+    def _settle(self, entry: Entry, record: Record) -> None:
+        """What the NV index has tells which place of ``entry`` counts; the table on the disk need not know it yet."""
+        settled = replace(entry, places=(_place(record),))
+        if settled != entry:
+            self._table = self._table.put(settled)
+            self._remove_files(entry, but=settled)
+
+    def _read(self, entry: Entry) -> Record:
         try:
-            data = self._tpm.read(entry.shape, table.policies.get(entry.policy, ()))
+            data = self._tpm.read(entry.shape, self._table.policies.get(entry.policy, ()))
         except HandleNotFoundError as error:
             self._lost.add(entry.slot)
             raise IdentityError(
@@ -206,9 +212,7 @@ class SealedStore:
                 raise
             self._lost.add(entry.slot)
             return False
-        settled = replace(begun, places=(_place(record),))
-        self._table = self._table.put(settled)
-        self._remove_files(begun, but=settled)
+        self._settle(begun, record)
         return True
 
     def _replace(self, entry: Entry, hashed: bytes, value: bytes) -> None:

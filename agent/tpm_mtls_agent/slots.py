@@ -62,6 +62,15 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return NvPublic(self.index, self.size, attributes, bytes.fromhex(self.policy), written)
 
 
+def shape_of(public: NvPublic) -> Shape | None:
+    """The shape of ``public``, if it is one that this agent gives; others may give it, too."""
+    slot = slot_of(public.index)
+    if slot is None or public.size not in SIZES:
+        return None
+    shape = Shape(slot, public.size, public.policy.hex())
+    return shape if shape.public(written=public.written) == public else None
+
+
 def index_of(slot: int) -> int:
     """The NV index of ``slot``."""
     return FIRST_INDEX + slot

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from tpm_mtls.errors import HandleNotFoundError, PemError, TpmMemoryError
+from tpm_mtls.errors import AuthorizationError, HandleNotFoundError, PemError, TpmMemoryError
 from tpm_mtls.policy.document import PolicyAuthorize, each_assertion
 from tpm_mtls.policy.files import find_signed_policies
-from tpm_mtls_agent.slots import FIRST_INDEX, slot_of
+from tpm_mtls_agent.slots import FIRST_INDEX, index_of, shape_of, slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +43,9 @@ class TpmSecrets(Protocol):
 
     def remove_orphan(self, shape: Shape) -> bool:
         """Removes an NV index that may not be there, or not be written; false if it is not ours, and stays."""
+
+    def owns(self, slot: int) -> bool:
+        """Whether the NV index in ``slot``, which the table does not know, is ours after all."""
 
     def seal(self, data: bytes, policy: Sequence[Assertion]) -> SealedObject:
         """Seals up to 128 bytes."""
@@ -123,6 +126,17 @@ class OpenTpmSecrets:
         if is_ours:
             self._tpm.nv_secrets.undefine(found)
         return is_ours
+
+    def owns(self, slot: int) -> bool:
+        """One command, and two where only the authorization value tells; with a policy the attributes have to do."""
+        try:
+            public = self._tpm.nv_secrets.inspect(index_of(slot))
+            shape = shape_of(public)
+            if shape is not None and public.written and not shape.policy:
+                self._tpm.nv_secrets.read(public, 1, authorization=self._authorization)
+        except (HandleNotFoundError, PemError, AuthorizationError):
+            return False
+        return shape is not None
 
     def seal(self, data: bytes, policy: Sequence[Assertion]) -> SealedObject:
         """Two commands."""
