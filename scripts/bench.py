@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from bench_counts import key_counts, request_counts
 from bench_enrollment import DEVICES, enrollments
 from bench_handshakes import Plan, Programs, handshakes, many_threads
+from bench_secrets import secret_tables
 from bench_stage import ALGORITHMS, VERSIONS, Stage
 from bench_startups import start_ups
 from bench_table import Table, write_block
@@ -33,7 +34,7 @@ from tpm_mtls.openssl.provider import modules_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PARTS = ("startups", "counts", "handshakes", "threads", "enrollment")
+PARTS = ("startups", "counts", "handshakes", "threads", "enrollment", "secrets")
 
 
 def tables(arguments: argparse.Namespace, folder: Path) -> Iterator[Table]:
@@ -42,7 +43,7 @@ def tables(arguments: argparse.Namespace, folder: Path) -> Iterator[Table]:
     if "counts" in wanted:
         yield key_counts(folder / "keys")
     with contextlib.ExitStack() as stack:
-        if set(wanted) - {"enrollment"}:
+        if set(wanted) - {"enrollment", "secrets"}:
             stage = stack.enter_context(contextlib.closing(Stage(folder)))
         if "startups" in wanted:
             yield start_ups(arguments.runs, stage.tpm.tcti)
@@ -64,6 +65,8 @@ def tables(arguments: argparse.Namespace, folder: Path) -> Iterator[Table]:
             yield many_threads(stage, programs[algorithms[0]], plan)
     if "enrollment" in wanted:
         yield enrollments(folder, arguments.devices)
+    if "secrets" in wanted:
+        yield from secret_tables(folder / "secrets", arguments.runs, arguments.latency_model or None)
 
 
 def circumstances() -> str:

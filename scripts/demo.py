@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DEVICE = "sensor-17"
 SECOND_DEVICE = "sensor-18"
 BOUND_DEVICE = "sensor-19"
+SECRET, API_KEY = "third-party-api-key", "sk_live_abc123xyz"
 
 TEST_PCR = 16  # for debugging: PC Client Platform TPM Profile, table of PCR attributes; can be reset
 
@@ -67,6 +68,7 @@ class Demo:
         self._nothing_on_disk()
         self._bound_to_the_boot(ca, backend)
         self._without_a_secret(ca, backend)
+        self._a_programs_secret()
 
     def _the_tpm(self) -> None:
         if self._given_tcti:
@@ -226,6 +228,24 @@ class Demo:
         shutil.rmtree(self.folder / "third")
         self._stage.run(*boot)
         self.tell.proof("the wiped disk has its identity back, from the TPM's own memory")
+
+    def _a_programs_secret(self) -> None:
+        self.tell.chapter(
+            "Proof: a program's secret is behind the TPM, too",
+            "The agent keeps it in the TPM's memory, and gives it to programs at a Unix socket.",
+        )
+        agent = ("--socket", "tpmd.sock")
+        self._stage.serve("agent", "run", *agent, "--state-dir", "device", begins="tpmd.sock")
+        self._stage.run("secret", "set", SECRET, *agent, given=API_KEY)
+        try:
+            got = self._stage.run("secret", "get", SECRET, *agent)
+            self._stage.expect(got == API_KEY, "another secret came back")
+            for path in sorted(path for path in (self.folder / "device").rglob("*") if path.is_file()):
+                found = [word for word in (SECRET, API_KEY) if word.encode() in path.read_bytes()]
+                self._stage.expect(not found, f"{path} holds {found}")
+            self.tell.proof("neither the secret nor its name is in any file of the device")
+        finally:
+            self._stage.run("secret", "del", SECRET, *agent)  # nothing of the story stays in a real TPM
 
     def _remove_key(self) -> None:
         identity = self.folder / "device" / "identity.json"

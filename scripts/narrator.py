@@ -20,9 +20,10 @@ class Narrator:
         for line in textwrap.wrap(text, width=100):
             self._print(f"   {line}")
 
-    def command(self, words: list[str], *, background: bool = False) -> None:
-        """The command that runs now, as one would type it."""
+    def command(self, words: list[str], *, background: bool = False, given: str = "") -> None:
+        """The command that runs now, as one would type it; ``given`` is what it reads."""
         shown = " ".join(word if word.replace("-", "").isalnum() else _quoted(word) for word in words)
+        shown = f"printf %s {_quoted(given)} | {shown}" if given else shown
         self._print(f"   {self._styled('36', f'$ {shown}' + (' &' if background else ''))}")
 
     def output(self, text: str) -> None:

@@ -33,10 +33,10 @@ class Stage:
         self.environment = os.environ.copy()
         self.ends = contextlib.ExitStack()
 
-    def run(self, *arguments: str, expect: int = 0) -> str:
-        """What ``tpm-mtls`` prints; it must end with the status ``expect``."""
-        self.tell.command(["tpm-mtls", *arguments])
-        return self._program([sys.executable, "-m", "tpm_mtls", *arguments], expect)
+    def run(self, *arguments: str, expect: int = 0, given: str = "") -> str:
+        """What ``tpm-mtls`` prints; it is ``given`` something to read, and must end with the status ``expect``."""
+        self.tell.command(["tpm-mtls", *arguments], given=given)
+        return self._program([sys.executable, "-m", "tpm_mtls", *arguments], expect, given=given)
 
     def openssl(self, *arguments: str) -> None:
         """Runs openssl, which says more than anybody wants to read."""
@@ -47,9 +47,10 @@ class Stage:
         self.tell.command(list(command))
         self._program(list(command), 0, silent=True)
 
-    def _program(self, command: list[str], expect: int, *, silent: bool = False) -> str:
+    def _program(self, command: list[str], expect: int, *, silent: bool = False, given: str = "") -> str:
         done = subprocess.run(
             command,
+            input=given,
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -69,8 +70,8 @@ class Stage:
         self.ends.callback(subprocess.run, stop, check=False, stdout=subprocess.DEVNULL)
         return tcti
 
-    def serve(self, *arguments: str) -> str:
-        """Starts a service; returns the URL that it prints once it listens."""
+    def serve(self, *arguments: str, begins: str = "https://") -> str:
+        """Starts a service; returns what it prints once it listens, which ``begins`` like this."""
         self.tell.command(["tpm-mtls", *arguments], background=True)
         log = (self.folder / f"{arguments[0]}.log").open("w")
         self.ends.callback(log.close)
@@ -86,7 +87,7 @@ class Stage:
         if process.stdout is None:
             raise DemoFailedError("no pipe to the service")
         url = process.stdout.readline().strip()
-        self.expect(url.startswith("https://"), f"{arguments[0]} did not start: {Path(log.name).read_text()}")
+        self.expect(url.startswith(begins), f"{arguments[0]} did not start: {Path(log.name).read_text()}")
         self.tell.output(url)
         return url
 

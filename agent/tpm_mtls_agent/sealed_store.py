@@ -18,7 +18,6 @@ Nothing of a value is kept in memory.
 
 from __future__ import annotations
 
-import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -29,18 +28,18 @@ from tpm_mtls.errors import (
     HandleOccupiedError,
     IdentityError,
     NoSuchSecretError,
-    StorageError,
     StorageFullError,
     TpmMemoryError,
     TpmMtlsError,
     TpmRefusedError,
 )
 from tpm_mtls.policy.digest import policy_digest
-from tpm_mtls_agent.envelope import Place, make_envelope, parse_envelope
+from tpm_mtls_agent.envelope import Place
 from tpm_mtls_agent.reconcile import reconcile, strays
-from tpm_mtls_agent.record import INLINE, KEY, KEY_SIZE, VALUE_LIMIT, Record, decode_record, encode_record, record_size
+from tpm_mtls_agent.record import INLINE, KEY, VALUE_LIMIT, Record, decode_record, encode_record, record_size
 from tpm_mtls_agent.slots import SLOTS, Shape, choose_slot, index_of, size_class
 from tpm_mtls_agent.table import INLINE_PLACE, Entry, Statistics, Table, statistics_of
+from tpm_mtls_agent.value_files import ValueFiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,31 +66,36 @@ class SealedStore:
         """
         self._tpm = tpm
         self._folder = folder
+        self._files = ValueFiles(folder, tpm)
         self._keys = keys
         self._policy = tuple(policy)
         self._digest = policy_digest(policy).hex() if policy else ""
-        self._table = folder.load_table()
+        self._table = self._saved = folder.load_table()
         self._lost: set[int] = set()
         self._foreign: set[int] = set()
-        self._outdated: frozenset[int] = frozenset()
+        self._outdated: dict[int, Shape] = {}
 
     def reconcile(self) -> None:
         """Cleans up what a killed process left: see `tpm_mtls_agent.reconcile`, also for what it costs."""
         files = self._folder.files()
         found = reconcile(self._table, self._tpm.slots(), files)
         self._lost, self._foreign = set(found.lost), set(found.foreign)
-        self._outdated = frozenset(slot for slot in found.suspicious if self._tpm.owns(slot))
-        before, self._table = self._table, found.table
+        self._outdated = {slot: shape for slot in found.suspicious if (shape := self._tpm.owned(slot)) is not None}
+        self._table = found.table
         for orphan in found.orphans:
             with suppress(TpmRefusedError):  # then the next start tries again
                 self._remove_orphan(orphan)
         for entry in found.unclear:
             with suppress(TpmRefusedError, IdentityError):  # its policy does not hold: both files stay
                 self._settle(entry, self._read(entry))
-        if self._table != before:
-            self._save(self._table)
+        self.close()
         for file in strays(self._table, files):
             self._folder.remove(file)
+
+    def close(self) -> None:
+        """Writes what became clear since the table was written: then the next start need not ask."""
+        if self._table != self._saved:
+            self._save(self._table)
 
     def set(self, name: bytes, value: bytes) -> int:
         """See `tpm_mtls_agent.store.SecretStore`.
@@ -120,30 +124,32 @@ class SealedStore:
             self._settle(entry, record)
             if record.kind == INLINE:
                 return record.content
-            place, key = Place(index_of(entry.slot), record.generation, hashed), record.content
-            return parse_envelope(self._folder.read(place.file), place).open(key)
+            return self._files.read(Place(index_of(entry.slot), record.generation, hashed), record.content)
         if entry.slot in self._outdated:
             raise IdentityError(
                 f"the secret's file is older than its value in NV {index_of(entry.slot):#010x}",
                 hint="an old copy of the agent's folder was put back; set the secret again, or restore the newer copy",
             )
         place = Place(index_of(entry.slot), entry.generation, hashed)
-        envelope = parse_envelope(self._folder.read(place.file), place)
-        return envelope.open(self._tpm.unseal(envelope.sealed_key, self._table.policies.get(entry.policy, ())))
+        return self._files.read_sealed(place, self._table.policies.get(entry.policy, ()))
 
     def delete(self, name: bytes) -> None:
         """See `tpm_mtls_agent.store.SecretStore`. After an error of the TPM's the secret is still there."""
         entry = self._find(self._keys.name(name))
         before = self._table
         if entry.form == "nv":
-            self._save(before.put(replace(entry, deleting=True)))
-            self._table = before  # what was written counts once the index is gone
-            with suppress(HandleNotFoundError):
+            self._save(before.put(replace(entry, deleting=True)))  # that counts once the index is gone
+            try:
                 self._tpm.remove(entry.shape)
+            except (HandleNotFoundError, HandleOccupiedError) as error:
+                self._lose(entry, error)
+            except TpmRefusedError as error:
+                self._table = before if error.rc < _TPM_LAYER else self._table
+                raise
             self._lost.discard(entry.slot)
             self._table = before.drop(entry)
         self._save(before.drop(entry))
-        self._remove_files(entry)
+        self._files.remove(entry)
 
     def label(self, name: bytes) -> str:
         """See `tpm_mtls_agent.store.SecretStore`."""
@@ -160,22 +166,31 @@ class SealedStore:
         return entry
 
     def _settle(self, entry: Entry, record: Record) -> None:
-        """What the NV index has tells which place of ``entry`` counts; the table on the disk need not know it yet."""
+        """What the NV index has tells which place of ``entry`` counts; the table on the disk need not know it yet.
+
+        One that the table does not know at all means that the table is an old copy: then its files stay.
+        """
         settled = replace(entry, places=(_place(record),))
-        if settled != entry:
+        if settled != entry and _place(record) in entry.places:
             self._table = self._table.put(settled)
-            self._remove_files(entry, but=settled)
+            self._files.remove(entry, but=settled)
 
     def _read(self, entry: Entry) -> Record:
         try:
             data = self._tpm.read(entry.shape, self._table.policies.get(entry.policy, ()))
-        except HandleNotFoundError as error:
-            self._lost.add(entry.slot)
+        except (HandleNotFoundError, HandleOccupiedError) as error:
+            self._lose(entry, error)
             raise IdentityError(
                 f"the secret is lost: somebody removed its NV index {index_of(entry.slot):#010x} from the TPM",
                 hint="set it again, or del it",
             ) from error
         return decode_record(self._keys, index_of(entry.slot), bytes.fromhex(entry.name), data)
+
+    def _lose(self, entry: Entry, error: HandleNotFoundError | HandleOccupiedError) -> None:
+        """The NV index of ``entry`` is gone; maybe another one is in its place, which is not ours."""
+        self._lost.add(entry.slot)
+        if isinstance(error, HandleOccupiedError):
+            self._foreign.add(entry.slot)
 
     def _add(self, hashed: bytes, value: bytes) -> Entry:
         while True:
@@ -199,18 +214,19 @@ class SealedStore:
         ):
             return False
         record = self._prepare(entry.shape, hashed, value)
-        begun = replace(entry, generation=record.generation, places=tuple(sorted({*entry.places, _place(record)})))
+        places = tuple(sorted({*entry.places, _place(record)}))
+        begun = replace(entry, generation=record.generation, places=places, deleting=False)
         try:
             self._save(self._table.advance().count(entry.slot).put(begun))
             self._write(entry.shape, hashed, record)
-        except (StorageFullError, TpmRefusedError) as error:
+        except (StorageFullError, TpmRefusedError, HandleOccupiedError) as error:
             if isinstance(error, TpmRefusedError) and error.rc >= _TPM_LAYER:
                 raise  # the answer did not arrive: who knows which value counts now
             self._table = self._table.put(replace(entry, generation=record.generation))
-            self._remove_files(begun, but=entry)
-            if not isinstance(error, HandleNotFoundError):
+            self._files.remove(begun, but=entry)
+            if not isinstance(error, HandleNotFoundError | HandleOccupiedError):
                 raise
-            self._lost.add(entry.slot)
+            self._lose(entry, error)
             return False
         self._settle(begun, record)
         return True
@@ -219,25 +235,29 @@ class SealedStore:
         """Another NV index, or none any more: `_overwrite` could not do it."""
         has_index = entry.form == "nv" and entry.slot not in self._lost
         changed = None
+        if entry.slot in self._outdated:
+            self._foreign.discard(entry.slot)
+            self._remove_orphan(self._outdated[entry.slot])  # the newer value that it has is given up
+            del self._outdated[entry.slot]
         if not has_index and self._is_free(entry.slot):
             with suppress(HandleOccupiedError):
                 changed = self._into_nv(hashed, entry.slot, value)
         changed = changed or self._into_file(hashed, entry.slot, value, orphan=entry.shape if has_index else None)
         if has_index:
             with suppress(TpmMtlsError):  # the new value counts already; the next start removes the old one
-                self._remove_orphan(entry.shape)
+                self._remove(entry.shape)
         self._lost.discard(entry.slot)
-        self._remove_files(entry, but=changed)
+        self._files.remove(entry, but=changed)
 
     def _is_free(self, slot: int) -> bool:
         """Whether an NV index can be made in ``slot``; removes one that could not be removed before."""
-        if slot in self._foreign or slot in self._table.worn():
+        if slot in self._table.worn():
             return False
         orphan = self._table.orphan(slot)
         if orphan is not None:
             with suppress(TpmRefusedError):
                 self._remove_orphan(orphan)
-        return self._table.orphan(slot) is None
+        return slot not in self._foreign and self._table.orphan(slot) is None
 
     def _into_nv(self, hashed: bytes, slot: int, value: bytes) -> Entry | None:
         """Makes an NV index for ``value`` and writes it; none if there is no room, or the slot is worn."""
@@ -264,28 +284,27 @@ class SealedStore:
         except HandleOccupiedError:
             self._foreign.add(slot)
             self._save(before)
-            self._remove_files(entry)
+            self._files.remove(entry)
             raise
         except (StorageFullError, TpmRefusedError):
             with suppress(TpmMtlsError):  # the first error is the one to tell; the next start removes it, then
                 self._remove_orphan(shape)
-            self._remove_files(entry)
+            self._files.remove(entry)
             raise
         self._table = before
-        self._remove_files(entry)
+        self._files.remove(entry)
         return None
 
     def _into_file(self, hashed: bytes, slot: int, value: bytes, *, orphan: Shape | None = None) -> Entry:
         """Writes ``value`` to a file with a sealed key; ``orphan`` is an NV index that is not needed any more then."""
-        table, key = self._table.advance(), secrets.token_bytes(KEY_SIZE)
+        table = self._table.advance()
         entry = Entry(name=hashed.hex(), slot=slot, form="file", generation=table.generation, policy=self._digest)
-        place = Place(index_of(slot), table.generation, hashed)
-        self._folder.write(place.file, make_envelope(place, key, value, self._tpm.seal(key, self._policy)))
+        self._files.write_sealed(Place(index_of(slot), table.generation, hashed), value, self._policy)
         table = table.put(entry, self._policy)
         try:
             self._save(table.expect(orphan) if orphan else table)
         except StorageFullError:
-            self._remove_files(entry)
+            self._files.remove(entry)
             raise
         return entry
 
@@ -294,27 +313,24 @@ class SealedStore:
         generation = self._table.generation + 1
         if record_size(len(value)) <= shape.size and len(value) <= VALUE_LIMIT:
             return Record(INLINE, generation, value)
-        place, key = Place(shape.index, generation, hashed), secrets.token_bytes(KEY_SIZE)
-        self._folder.write(place.file, make_envelope(place, key, value))
-        return Record(KEY, generation, key)
+        return Record(KEY, generation, self._files.write(Place(shape.index, generation, hashed), value))
 
     def _write(self, shape: Shape, hashed: bytes, record: Record, *, new: bool = False) -> None:
         self._tpm.write(shape, encode_record(self._keys, shape.index, hashed, record, shape.size), new=new)
+
+    def _remove(self, shape: Shape) -> None:
+        with suppress(HandleNotFoundError):
+            self._tpm.remove(shape)
+        self._table = self._table.settle(shape.slot)
 
     def _remove_orphan(self, shape: Shape) -> None:
         if not self._tpm.remove_orphan(shape):
             self._foreign.add(shape.slot)
         self._table = self._table.settle(shape.slot)
 
-    def _remove_files(self, entry: Entry, *, but: Entry | None = None) -> None:
-        """Removes the files of ``entry`` that ``but`` does not need; what cannot be removed the next start removes."""
-        for file in entry.files - (but.files if but else frozenset()):
-            with suppress(StorageError):
-                self._folder.remove(file)
-
     def _save(self, table: Table) -> None:
         self._folder.save(table)
-        self._table = table
+        self._table = self._saved = table
 
 
 def _place(record: Record) -> int:

@@ -76,6 +76,7 @@ def open_store(
             store = SealedStore(OpenTpmSecrets(tpm, state_dir, keys.authorization), folder, keys, policy)
             store.reconcile()
             yield store
+            store.close()
 
 
 def read_statistics(state_dir: Path) -> Statistics:

@@ -44,8 +44,8 @@ class TpmSecrets(Protocol):
     def remove_orphan(self, shape: Shape) -> bool:
         """Removes an NV index that may not be there, or not be written; false if it is not ours, and stays."""
 
-    def owns(self, slot: int) -> bool:
-        """Whether the NV index in ``slot``, which the table does not know, is ours after all."""
+    def owned(self, slot: int) -> Shape | None:
+        """The NV index in ``slot``, which the table does not know, if it is ours after all."""
 
     def seal(self, data: bytes, policy: Sequence[Assertion]) -> SealedObject:
         """Seals up to 128 bytes."""
@@ -127,7 +127,7 @@ class OpenTpmSecrets:
             self._tpm.nv_secrets.undefine(found)
         return is_ours
 
-    def owns(self, slot: int) -> bool:
+    def owned(self, slot: int) -> Shape | None:
         """One command, and two where only the authorization value tells; with a policy the attributes have to do."""
         try:
             public = self._tpm.nv_secrets.inspect(index_of(slot))
@@ -135,8 +135,8 @@ class OpenTpmSecrets:
             if shape is not None and public.written and not shape.policy:
                 self._tpm.nv_secrets.read(public, 1, authorization=self._authorization)
         except (HandleNotFoundError, PemError, AuthorizationError):
-            return False
-        return shape is not None
+            return None
+        return shape
 
     def seal(self, data: bytes, policy: Sequence[Assertion]) -> SealedObject:
         """Two commands."""

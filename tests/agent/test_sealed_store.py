@@ -120,6 +120,12 @@ class Histories(RuleBasedStateMachine):
         """Or the same as before again."""
         self.world.satisfied ^= {policy_digest(policy).hex()}
 
+    @rule(policy=st.integers(0, len(POLICIES) - 1))
+    def ended_in_order(self, policy: int) -> None:
+        self.policy = policy
+        self.store.close()
+        self._restart()
+
     @rule(room=st.sampled_from([0, 64, 1024, 4096]))
     def nv_memory_fills_or_is_freed(self, room: int) -> None:
         self.world.room = room

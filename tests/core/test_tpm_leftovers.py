@@ -174,6 +174,13 @@ def test_nothing_is_flushed_after_a_restart_of_the_machine(tpm: SimulatedTpm, tm
     flush(tpm, others)
 
 
+def test_nothing_is_flushed_where_a_sandbox_hides_which_start_of_the_machine_it_is(tmp_path: Path) -> None:
+    for _ in range(2):
+        with contextlib.closing(Ledger(tmp_path / "ledger", boot=tmp_path / "hidden")) as ledger:
+            assert ledger.left == ()
+            ledger.expect(Loaded("hmac"))
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"\xff", b'{"loaded":[{"kind":"hsm"}]}', b"[" * 5000])
 def test_a_damaged_file_says_nothing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "ledger").write_bytes(content)

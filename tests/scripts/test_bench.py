@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,19 @@ def test_a_document_without_the_marks_stays_as_it_is(tmp_path: Path, monkeypatch
     with pytest.raises(ValueError, match="has no line <!-- made by"):
         write_block(document, "", [])
     assert document.read_text() == "nothing"
+
+
+def test_it_counts_and_times_secrets_beside_tpm2_tools() -> None:
+    done = _bench("--only", "secrets", "--runs", "1")
+    counted = {row[0]: row[-1] for row in _cells(done, "TPM commands for a secret")}
+    assert counted["get"] == "2 (StartAuthSession, NV_Read)"
+    assert counted["get, bound to a PCR"] == "3 (StartAuthSession, PolicyPCR, NV_Read)"
+    assert counted["set, in place"] == "2 (StartAuthSession, NV_Write)"
+    assert counted["set, a new name"].startswith("4 ")
+    timed = _cells(done, "Reading a secret of 32 bytes")
+    assert len(timed) == 9
+    assert all(row[1].endswith(" ms") and row[4].endswith(" ms") for row in timed)
+
+
+def _cells(done: subprocess.CompletedProcess[str], title: str) -> list[list[str]]:
+    return [re.split(r" {2,}", line.strip()) for line in _lines(done, title)]

@@ -153,9 +153,11 @@ class ModelTpm:
             self._world.indices.pop(shape.slot, None)
         return _alive(cut, result=is_ours)
 
-    def owns(self, slot: int) -> bool:
+    def owned(self, slot: int) -> Shape | None:
         cut = self._world.begins()
-        return _alive(cut, result=self._world.indices[slot][0].size in SIZES)
+        shape = self._world.indices[slot][0]
+        _alive(cut)
+        return shape if shape.size in SIZES else None
 
     def seal(self, data: bytes, policy: Sequence[Assertion]) -> SealedObject:
         cut = self._world.begins()

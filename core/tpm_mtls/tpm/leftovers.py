@@ -69,13 +69,14 @@ class Ledger:
         Raises:
             StorageError: it cannot be opened.
         """
-        with storage_errors(boot, "read"):
+        self._boot = ""
+        with suppress(OSError):  # a sandbox may hide it; then nothing is flushed
             self._boot = boot.read_text().strip()
         with storage_errors(path, "open"):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._descriptor = os.open(path, flags, PRIVATE_FILE)
             found = _parse(os.pread(self._descriptor, _SIZE, 0))
-        self._loaded = list(found.loaded) if found.boot == self._boot else []
+        self._loaded = list(found.loaded) if self._boot and found.boot == self._boot else []
         self._expected: Loaded | None = None
 
     @property
