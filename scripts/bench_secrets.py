@@ -31,6 +31,7 @@ _BOUND_FILE = "large-bound"
 _INDEX, _BOUND_INDEX = "0x01000000", "0x01000001"  # of tpm2-tools
 _SEALED, _BOUND_SEALED = "0x81000120", "0x81000121"
 _NVREAD, _UNSEAL = "`tpm2_nvread`", "`tpm2_unseal`"
+_RECIPE = "`tpm2_createprimary`, `tpm2_load`, `tpm2_unseal`"
 
 
 class Secrets:
@@ -76,6 +77,17 @@ class Secrets:
         variables = {"TPM2TOOLS_TCTI": tcti, "TCTI_PCAP_FILE": str(self.capture)}
         subprocess.run(command, check=True, capture_output=True, cwd=self._folder, env=os.environ | variables)
 
+    def flush(self) -> None:
+        """Removes what tpm2-tools leave in a TPM without resource manager."""
+        self.tool(self.tpm.tcti, "tpm2_flushcontext", "-t")
+
+    def count_tool(self, step: Callable[[], object]) -> Counter[str]:
+        """The commands of one of tpm2-tools, by the capturing TCTI."""
+        self.capture.unlink(missing_ok=True)
+        step()
+        self.flush()
+        return Counter(self.commands())
+
     def commands(self) -> list[str]:
         """What the capturing TCTI has written down."""
         return [each.name for each in read_trace(self.capture)] if self.capture.exists() else []
@@ -98,25 +110,36 @@ class Secrets:
             tool("tpm2_create", "-C", "0x81000001", "-i", "secret", "-u", "public", "-r", "private", *policy)
             tool("tpm2_load", "-C", "0x81000001", "-u", "public", "-r", "private", "-c", "loaded")
             tool("tpm2_evictcontrol", "-C", "o", "-c", "loaded", handle)
-            tool("tpm2_flushcontext", "-t")
+            self.flush()
+        tool("tpm2_createprimary", "-G", "ecc", "-c", "primary")
+        tool("tpm2_create", "-C", "primary", "-i", "secret", "-u", "recipe.public", "-r", "recipe.private")
+        self.flush()
 
 
-def reads(secrets: Secrets, tcti: str, client: Client) -> dict[str, Callable[[], object]]:
-    """The ways to one secret, by their lines in the table."""
+def reads(secrets: Secrets, tcti: str, client: Client) -> dict[str, list[Callable[[], object]]]:
+    """The ways to one secret, by their lines in the table: one step each, or several."""
 
     def tool(*command: str) -> Callable[[], object]:
         return lambda: secrets.tool(tcti, *command)
 
+    def get(name: str) -> list[Callable[[], object]]:
+        return [lambda: client.get(name)]
+
     return {
-        _NVREAD: tool("tpm2_nvread", _INDEX),
-        _UNSEAL: tool("tpm2_unseal", "-c", _SEALED),
-        "get": lambda: client.get(_PLAIN),
-        "get, 5 kB in a file": lambda: client.get(_FILE),
-        "`tpm-mtls secret get`, a process": lambda: secrets.process(_PLAIN),
-        f"{_NVREAD}, bound to a PCR": tool("tpm2_nvread", "-P", f"pcr:{_PCRS}", _BOUND_INDEX),
-        f"{_UNSEAL}, bound to a PCR": tool("tpm2_unseal", "-c", _BOUND_SEALED, "-p", f"pcr:{_PCRS}"),
-        "get, bound to a PCR": lambda: client.get(_BOUND),
-        "get, 5 kB in a file, bound to a PCR": lambda: client.get(_BOUND_FILE),
+        _NVREAD: [tool("tpm2_nvread", _INDEX)],
+        _UNSEAL: [tool("tpm2_unseal", "-c", _SEALED)],
+        _RECIPE: [
+            tool("tpm2_createprimary", "-G", "ecc", "-c", "primary"),
+            tool("tpm2_load", "-C", "primary", "-u", "recipe.public", "-r", "recipe.private", "-c", "loaded"),
+            tool("tpm2_unseal", "-c", "loaded"),
+        ],
+        "get": get(_PLAIN),
+        "get, 5 kB in a file": get(_FILE),
+        "`tpm-mtls secret get`, a process": [lambda: secrets.process(_PLAIN)],
+        f"{_NVREAD}, bound to a PCR": [tool("tpm2_nvread", "-P", f"pcr:{_PCRS}", _BOUND_INDEX)],
+        f"{_UNSEAL}, bound to a PCR": [tool("tpm2_unseal", "-c", _BOUND_SEALED, "-p", f"pcr:{_PCRS}")],
+        "get, bound to a PCR": get(_BOUND),
+        "get, 5 kB in a file, bound to a PCR": get(_BOUND_FILE),
     }
 
 
@@ -149,13 +172,12 @@ def secret_counts(secrets: Secrets) -> Table:
         count("set, 5 kB in a file, in place", lambda: client.set(_FILE, _LARGE))
         count("del", lambda: client.delete("new"))
         ways = reads(secrets, counting, client)
-        for title, read in ways.items():
+        for title, (read, *_) in ways.items():
             if title.startswith("get"):
                 count(title, read)
-    for title, read in ways.items():
+    for title, steps in ways.items():
         if title.startswith("`tpm2"):
-            secrets.capture.unlink(missing_ok=True)
-            count(title, read)
+            rows[title] = sum((secrets.count_tool(step) for step in steps), Counter())
     return Table(
         "TPM commands for a secret",
         "Counted by libtss2's `pcap` transport, right before the TPM.",
@@ -177,11 +199,17 @@ def _medians(secrets: Secrets, tcti: str, rounds: int) -> dict[str, float]:
     with secrets.agent(tcti) as client:
         ways = reads(secrets, tcti, client)
         for _ in range(rounds):
-            for name, read in ways.items():
-                begun = time.perf_counter()
-                read()
-                taken.setdefault(name, []).append(time.perf_counter() - begun)
+            for name, steps in ways.items():
+                taken.setdefault(name, []).append(sum(_seconds(secrets, step) for step in steps))
     return {name: statistics.median(each) for name, each in taken.items()}
+
+
+def _seconds(secrets: Secrets, step: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    step()
+    taken = time.perf_counter() - begun
+    secrets.flush()
+    return taken
 
 
 def _cells(name: str, medians: dict[str, float]) -> tuple[str, str, str]:
