@@ -16,10 +16,13 @@ from tpm_mtls.errors import IdentityError
 from tpm_mtls.policy.digest import policy_digest
 from tpm_mtls.policy.document import Assertion, check_assertions
 from tpm_mtls_agent.envelope import file_name
+from tpm_mtls_agent.record import INLINE
 from tpm_mtls_agent.slots import SIZES, SLOTS, WRITES_LIMIT, PolicyDigest, Shape, Slot, index_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from tpm_mtls_agent.record import Record
 
 FORMAT: Final = 1
 LIMIT: Final = 1024 * 1024
@@ -120,6 +123,10 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """One more write of the NV index of ``slot``."""
         return msgspec.structs.replace(self, writes=self.writes | {slot: self.writes.get(slot, 0) + 1})
 
+    def policy_of(self, entry: Entry) -> tuple[Assertion, ...]:
+        """What ``entry`` is bound to; empty for nothing."""
+        return self.policies.get(entry.policy, ())
+
     def orphan(self, slot: int) -> Shape | None:
         """The NV index that nobody needs in ``slot``."""
         return next((each for each in self.orphans if each.slot == slot), None)
@@ -158,6 +165,11 @@ class Statistics:
     orphans: tuple[int, ...]
     lost: tuple[int, ...] = ()
     foreign: tuple[int, ...] = ()
+
+
+def place_of(record: Record) -> int:
+    """Which of `Entry.places` it is that the NV index has ``record``."""
+    return INLINE_PLACE if record.kind == INLINE else record.generation
 
 
 def encode_table(table: Table) -> bytes:

@@ -61,7 +61,7 @@ class Histories(RuleBasedStateMachine):
         assert sum(self.world.writes.values()) <= writes + 1, "more than one NV write for a set"
         if not survived():
             self._restart()
-        elif (entry := self.store._table.find(self.world.keys.name(name))) is not None:
+        elif (entry := self.store._state.table.find(self.world.keys.name(name))) is not None:
             assert entry.policy == (policy_digest(POLICIES[self.policy]).hex() if self.policy else "")
 
     @rule(name=st.sampled_from(NAMES), at=st.integers(0, STEPS), done=st.booleans())
@@ -143,8 +143,8 @@ class Histories(RuleBasedStateMachine):
         entry = self.world.table().find(self.world.keys.name(name))
         if entry is not None:
             self.world.writes[entry.slot] = WRITES_LIMIT
-            table = self.store._table
-            self.store._save(msgspec.structs.replace(table, writes=table.writes | {entry.slot: WRITES_LIMIT}))
+            table = self.store._state.table
+            self.store._state.save(msgspec.structs.replace(table, writes=table.writes | {entry.slot: WRITES_LIMIT}))
 
     @invariant()
     def every_name_has_a_value_that_it_may_have(self) -> None:
@@ -152,7 +152,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def an_index_stays_while_its_name_lives(self) -> None:
-        entries = {entry.name: index_of(entry.slot) for entry in self.store._table.entries}
+        entries = {entry.name: index_of(entry.slot) for entry in self.store._state.table.entries}
         for name in NAMES:
             index = entries.get(self.world.keys.name(name).hex())
             if index is None:
@@ -166,7 +166,7 @@ class Histories(RuleBasedStateMachine):
         if self.refused:
             self._restart()
             self.refused = False
-        table = self.store._table
+        table = self.store._state.table
         ours = {slot for slot, (shape, _) in self.world.indices.items() if shape.size in {64, 128, 256, 512, 768}}
         assert ours == {entry.slot for entry in table.entries if entry.form == "nv"}
         for entry in table.entries:
@@ -178,7 +178,7 @@ class Histories(RuleBasedStateMachine):
     def writes_are_counted(self) -> None:
         """Never too few; one too many for each that did not come about."""
         for slot, count in self.world.writes.items():
-            assert self.store._table.writes.get(slot, 0) >= count
+            assert self.store._state.table.writes.get(slot, 0) >= count
 
     def _value(self, size: int) -> bytes:
         self.counter += 1
@@ -201,7 +201,7 @@ class Histories(RuleBasedStateMachine):
         return found
 
     def _refused(self, name: bytes, error: TpmRefusedError) -> set[bytes | None]:
-        entry = self.store._table.find(self.world.keys.name(name))
+        entry = self.store._state.table.find(self.world.keys.name(name))
         assert error.rc == 0x99D
         assert entry is not None
         assert entry.policy not in self.world.satisfied

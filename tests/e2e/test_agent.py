@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.agent_process import agent_process
+from support.how_to import HowTo
 from tpm_mtls.errors import AgentRefusedError, NoSuchSecretError, TpmMtlsError
 
 if TYPE_CHECKING:
@@ -202,4 +204,20 @@ def test_another_storage_root_key_is_said_so_until_the_right_one_is_back(tpm: Si
         assert "storage root key" in message, "it is not there, and another one is not made in its place"
         with pytest.raises(AgentRefusedError):
             agent.client.get("key")
+        agent.end()
+
+
+def test_run_the_agent_as_the_how_to_says(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    how_to = HowTo("run-the-agent", tpm, tmp_path, {"/var/lib/tpm-mtls": "./state"})
+    (block,) = how_to.blocks("Try it")
+    start, _, others = block.partition("\n")
+    assert start == "tpm-mtls agent run --socket ./tpmd.sock --state-dir ./state &"
+    with agent_process(tpm, tmp_path) as agent:
+        said = how_to.run(others).stdout
+        assert re.match(
+            r"0x015200..\nsk_live_abc123xyzprocess \d+ listens at tpmd.sock\nsecrets: 1, 1 in NV memory", said
+        )
+        refusal(agent)
+        (wrong,) = how_to.run_section("See who asked")
+        assert [json.loads(line)["result"] for line in wrong.stdout.splitlines()] == ["NoSuchSecretError"]
         agent.end()
