@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from support.policies import Operator, extend, pcr_policy, present_state, rsa_key, trial_digest
 from tpm_mtls.policy.counters import DEFAULT_COUNTER, not_beyond
@@ -84,6 +85,35 @@ def test_what_an_operator_signs(tpm: SimulatedTpm, tmp_path: Path, kind: str, po
     qualification = ["-q", "ref"] if policy_ref else []
     expected = trial_digest(tpm, tmp_path, [[*authorize, *qualification]])
     assert policy_digest([operator.authorize(policy_ref)]) == expected
+
+
+def test_a_signer_whose_point_begins_with_a_zero(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    """One key in 128: its coordinates keep their size, without which a TPM refuses the key."""
+    key = next(
+        key for number in range(1, 2000) if _begins_with_zero(key := ec.derive_private_key(number, ec.SECP256R1()))
+    )
+    operator = Operator(tmp_path, key=key)
+    load = (
+        "tpm2_loadexternal",
+        "-C",
+        "o",
+        "-G",
+        "ecc",
+        "-u",
+        "operator.pem",
+        "-c",
+        "operator.ctx",
+        "-n",
+        "operator.name",
+    )
+    tpm.tool(*load, cwd=tmp_path)
+    tpm.flush()
+    assert (tmp_path / "operator.name").read_bytes().hex() == operator.signer.name
+
+
+def _begins_with_zero(key: ec.EllipticCurvePrivateKey) -> bool:
+    point = key.public_key().public_numbers()
+    return min(point.x, point.y) >> 248 == 0
 
 
 def test_or_replaces_and_the_rest_is_added(tpm: SimulatedTpm, tmp_path: Path) -> None:

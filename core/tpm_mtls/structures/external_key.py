@@ -25,4 +25,9 @@ def external_public(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> Public
     public = TPM2B_PUBLIC.from_pem(pem, objectAttributes=TPMA_OBJECT(int(_ATTRIBUTES))).publicArea
     if isinstance(key, rsa.RSAPublicKey):
         public.parameters.rsaDetail.exponent = key.public_numbers().e
+    else:
+        # from_pem drops leading zeros; a TPM refuses such a point, or gives it another Name (part 1, C.8)
+        size = (key.key_size + 7) // 8
+        point = key.public_numbers()
+        public.unique.ecc.x, public.unique.ecc.y = (number.to_bytes(size, "big") for number in (point.x, point.y))
     return parse_public_area(bytes(public.marshal()))
