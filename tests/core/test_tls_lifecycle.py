@@ -259,6 +259,16 @@ def test_a_persistent_key_survives_a_restart(persistent: Identity, server: Ident
         client.reload()
 
 
+def test_another_key_at_the_same_handle_is_used_in_the_same_process(
+    persistent: Identity, ca: TestCa, server: IdentityContext, tpm: SimulatedTpm
+) -> None:
+    client_context(persistent, tcti=tpm.tcti)
+    tpm.tool("tpm2_evictcontrol", "-C", "o", "-c", f"{HANDLE:#x}")
+    key = make_key(tpm, ca.folder, handle=HANDLE)
+    client = client_context(ca.identity(key.reference, key.public_key, "device-2"), tcti=tpm.tcti)
+    assert handshake(client, server).client == "device-2"
+
+
 @pytest.mark.parametrize("kind", ["tss2", "persistent"])
 def test_a_tpm_that_went_away_and_came_back(
     kind: str, server: IdentityContext, tpm: SimulatedTpm, request: pytest.FixtureRequest

@@ -16,6 +16,7 @@ from tpm_mtls.errors import (
     KeyGoneError,
     OpensslError,
     TpmMtlsError,
+    TpmRefusedError,
     TpmUnavailableError,
 )
 from tpm_mtls.key_reference import KeyFile, PersistentHandle
@@ -55,6 +56,9 @@ _LOST = (KeyGoneError, TpmUnavailableError)
 """What loading the key again may cure."""
 
 _PATIENCE = 5.0  # seconds at the interpreter's exit; one TPM command takes less
+
+_OTHER_NAME = 0x70001
+"""TSS2_ESYS_RC_GENERAL_FAILURE: it knows another key at this handle (Esys_TR_FromTPMPublic_Finish, esys_tr.c)."""
 
 _BAD_OBJECT = 0x70018
 """TSS2_ESYS_RC_BAD_TR: the ESAPI has dropped the object, because loading the same handle again found nothing there."""
@@ -250,8 +254,10 @@ class OwnKey:
         connection = provider.connect(key_tcti(self._source.tcti, folders, relay=self._source.relay))
         try:
             return self._load_tpm_key(connection, expected), connection
-        except TpmUnavailableError:
-            # a resource manager that was restarted has closed the old connection
+        except (TpmUnavailableError, TpmRefusedError) as error:
+            # a resource manager that was restarted has closed the old connection; another key is at the handle
+            if isinstance(error, TpmRefusedError) and error.rc != _OTHER_NAME:
+                raise
             connection = provider.connect(connection.tcti, instead_of=connection)
             return self._load_tpm_key(connection, expected), connection
 
