@@ -16,7 +16,12 @@ from tpm_mtls.secrets.protocol import DEFAULT_SOCKET
 _file = click.Path(dir_okay=False, path_type=Path)
 
 _socket_option = click.option(
-    "--socket", type=_file, default=DEFAULT_SOCKET, show_default=True, metavar="PATH", help="The agent's socket."
+    "--socket",
+    type=click.Path(path_type=Path, readable=False),
+    default=DEFAULT_SOCKET,
+    show_default=True,
+    metavar="PATH",
+    help="The agent's socket.",
 )
 
 _LOCK = "agent.lock"

@@ -91,7 +91,8 @@ def _cgroup(connection: socket.socket, pid: int, uid: int, processes: Path) -> s
                 data = file.read(_CGROUP_LIMIT)
             if not exact and folder.stat().st_uid not in {uid, 0}:  # procfs gives what cannot be traced to root
                 return UNKNOWN_CGROUP
-            signal.pidfd_send_signal(descriptor, 0)  # still there, so the PID was its own when the file was read
+            with contextlib.suppress(PermissionError):  # it is another user's, and there: kill(2), EPERM
+                signal.pidfd_send_signal(descriptor, 0)  # still there, so the PID was its own when the file was read
     except OSError:
         return UNKNOWN_CGROUP
     return parse_cgroup(data)

@@ -25,13 +25,12 @@ from tpm_mtls.errors import (
     HandleNotFoundError,
     HandleOccupiedError,
     IdentityError,
-    NoSuchSecretError,
     TpmRefusedError,
 )
 from tpm_mtls_agent.envelope import Place
 from tpm_mtls_agent.record import INLINE
 from tpm_mtls_agent.slots import index_of
-from tpm_mtls_agent.store_state import ANY_SIZE, StoreState
+from tpm_mtls_agent.store_state import ANY_SIZE, StoreState, no_such_secret
 from tpm_mtls_agent.value_writer import ValueWriter, may_be_done
 
 if TYPE_CHECKING:
@@ -128,5 +127,5 @@ class SealedStore:
     def _find(self, hashed: bytes) -> Entry:
         entry = self._state.table.find(hashed)
         if entry is None:
-            raise NoSuchSecretError("there is no secret of that name", hint="names are case-sensitive; set it first")
+            raise no_such_secret()
         return entry

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from tpm_mtls.errors import ForeignKeyError, HandleNotFoundError, IdentityError, StorageRootKeyChangedError
+from tpm_mtls.errors import IdentityError
 from tpm_mtls.identity import load_record
 from tpm_mtls.policy.new_policy import make_policy
 from tpm_mtls.tpm import open_tpm
@@ -107,16 +107,9 @@ def _begin(tpm: Tpm, folder: SecretsFolder) -> DeviceKeys:
 
 
 def _unseal(tpm: Tpm, sealed: SealedKeys) -> DeviceKeys:
-    """The keys; that the storage root key is the one under which they are is only looked at where the TPM refuses."""
+    """The keys; which storage root key the TPM has is only looked at where it refuses (`tpm_mtls.tpm.sessions`)."""
     tpm.srk.assume(sealed.srk)
     try:
         return DeviceKeys.unpack(tpm.sealing.unseal(sealed.sealed))
-    except (ForeignKeyError, HandleNotFoundError) as error:
-        found = tpm.srk.read_again()
-        if found is None or found.name != sealed.srk.name:
-            raise StorageRootKeyChangedError(
-                expected=sealed.srk.name, found=found.name if found is not None else None
-            ) from error
-        raise
     except ValueError as error:
         raise IdentityError("the device keys are damaged", hint="restore the folder as it was") from error

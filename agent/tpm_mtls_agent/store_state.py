@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from tpm_mtls.errors import HandleNotFoundError, HandleOccupiedError, IdentityError, TpmRefusedError
+from tpm_mtls.errors import HandleNotFoundError, HandleOccupiedError, IdentityError, NoSuchSecretError, TpmRefusedError
 from tpm_mtls_agent.reconcile import reconcile, strays
 from tpm_mtls_agent.record import Record, decode_record, encode_record
 from tpm_mtls_agent.slots import SIZES, index_of
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 ANY_SIZE: Final = SIZES[-1] + 1
 """More than any NV index of ours has."""
+
+
+def no_such_secret() -> NoSuchSecretError:
+    """The error for a name that nobody has; it does not repeat it."""
+    return NoSuchSecretError("there is no secret of that name", hint="names are case-sensitive; set it first")
 
 
 class StoreState:
@@ -92,11 +97,16 @@ class StoreState:
 
         Raises:
             IdentityError: it is gone, exchanged or damaged.
+            NoSuchSecretError: it is gone because the secret was being deleted.
             PolicyRefusedError: its policy does not hold.
         """
         try:
             data = self.tpm.read(entry.shape, self.table.policy_of(entry))
         except (HandleNotFoundError, HandleOccupiedError) as error:
+            if entry.deleting:  # the TPM had done it, and its answer got lost
+                self.table = self.table.drop(entry)
+                self.files.remove(entry)
+                raise no_such_secret() from error
             self.lose(entry, error)
             raise IdentityError(
                 f"the secret is lost: somebody removed its NV index {index_of(entry.slot):#010x} from the TPM",

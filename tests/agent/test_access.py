@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.processes import run_crippled
 from tpm_mtls.errors import AccessDeniedError, PemError, StorageError, UsageError
 from tpm_mtls_agent.access import LIST_LIMIT, OpenAccess, load_allow_list, parse_allow_list
 from tpm_mtls_agent.fair_queue import FairQueue
@@ -271,6 +272,39 @@ def test_other_groups_of_the_client_count_as_far_as_they_can_be_known(count: int
 
     assert (peer.uid, peer.gids) == (4321, (4321, *range(5000, 5000 + known)))
     assert peer.account == (4321, "")
+
+
+# the agent's side: it accepts as another user what root's process has connected to
+AS_ANOTHER_USER = """
+import os, socket, sys
+from pathlib import Path
+from tpm_mtls_agent.peers import peer_of
+
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(sys.argv[1])
+listening.listen()
+client = os.fork()
+if client == 0:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(sys.argv[1])
+    connection.recv(1)
+    os._exit(0)
+os.setgroups([])
+os.setgid(4321)
+os.setuid(4321)
+connection, _ = listening.accept()
+peer = peer_of(connection)
+connection.close()
+os.waitpid(client, 0)
+print(peer.uid, peer.pid == client, peer.cgroup, file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_an_agent_that_is_not_root_knows_the_control_groups_of_other_users_programs(tmp_path: Path) -> None:
+    own = parse_cgroup(Path("/proc/self/cgroup").read_bytes())
+
+    assert run_crippled(AS_ANOTHER_USER, str(tmp_path / "socket")) == f"0 True {own}"
 
 
 def test_a_process_that_is_gone_has_no_control_group_though_its_number_may_be_used_again(tmp_path: Path) -> None:

@@ -305,3 +305,19 @@ def test_killed_at_random_moments_again_and_again(tpm: SimulatedTpm, state_dir: 
             assert set(secret_files(state_dir)) == {
                 file for entry in store._state.table.entries for file in entry.files
             }
+
+
+@pytest.mark.parametrize("attributes", ["ownerread|ownerwrite", "authread|authwrite|nt=0x1"], ids=["data", "counter"])
+def test_what_somebody_else_made_where_a_killed_set_was_is_not_removed(
+    tpm: SimulatedTpm, state_dir: Path, attributes: str
+) -> None:
+    bench = Bench(tpm, state_dir, CASES["a new small value"])
+    (other,) = nv_indices(tpm)
+    leave_an_orphan(bench)
+    (orphan,) = set(nv_indices(tpm)) - {other}
+    tpm.tool("tpm2_nvundefine", f"{orphan:#x}")
+    tpm.tool("tpm2_nvdefine", f"{orphan:#x}", "-a", attributes, *([] if "nt" in attributes else ["-s", "64"]))
+    with open_store(state_dir, tcti=tpm.tcti) as store:
+        assert store.statistics().foreign == (orphan,)
+        assert store.set(NAME, SMALL) not in {orphan, other}
+    assert orphan in nv_indices(tpm)

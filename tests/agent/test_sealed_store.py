@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from support.policies import pcr_policy
-from support.secret_model import PowerCutError, World, refusal
+from support.secret_model import PowerCutError, World, full_disk, refusal
 from tpm_mtls.errors import (
     NoSuchSecretError,
     StorageError,
     StorageFullError,
     TpmRefusedError,
+    TpmUnavailableError,
 )
 from tpm_mtls.policy.digest import policy_digest
 from tpm_mtls_agent.slots import SLOTS, WRITES_LIMIT, Shape, home_slot, index_of
@@ -75,29 +76,46 @@ class Histories(RuleBasedStateMachine):
         if not survived():
             self._restart()
 
-    @rule(
-        name=st.sampled_from(NAMES),
-        size=st.sampled_from(SIZES),
-        at=st.integers(1, STEPS),
-        rc=st.sampled_from([0x922, 0x101]),
-    )
-    def set_with_a_step_refused(self, name: bytes, size: int, at: int, rc: int) -> None:
+    @rule(name=st.sampled_from(NAMES), size=st.sampled_from(SIZES), at=st.integers(1, STEPS), full=st.booleans())
+    def set_with_a_step_refused(self, name: bytes, size: int, at: int, *, full: bool) -> None:
         """What the TPM refused has not happened; what was acknowledged nevertheless has. A disk may fail too late."""
         value = self._value(size)
         before = self._values()
-        with self._refuse(at, rc) as failed:
+        with self._refuse(at, full=full) as failed:
             self._note(name, self.store.set(name, value))
         self.known[name] = {value} if not failed() else before[name] | ({value} if failed() == "disk" else set())
 
     @rule(name=st.sampled_from(NAMES), at=st.integers(1, STEPS))
     def delete_with_a_step_refused(self, name: bytes, at: int) -> None:
         before = self._values()
-        with self._refuse(at, 0x922) as failed:
+        with self._refuse(at) as failed:
             try:
                 self.store.delete(name)
             except NoSuchSecretError:
                 assert None in before[name]
         self.known[name] = {None} if not failed() else before[name] | ({None} if failed() == "disk" else set())
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        size=st.none() | st.sampled_from(SIZES),
+        at=st.integers(1, STEPS),
+        done=st.booleans(),
+        gone=st.booleans(),
+    )
+    def the_tpms_answer_gets_lost(self, name: bytes, size: int | None, at: int, *, done: bool, gone: bool) -> None:
+        """Nobody knows whether it did it. If the TPM is gone, the agent ends in order and opens it again."""
+        value = None if size is None else self._value(size)
+        error = TpmUnavailableError("gone", hint="none", tcti="") if gone else refusal(0xA000A)
+        self.refused = True
+        with (
+            self._failing(at, error, full_disk(), done=done),
+            suppress(TpmUnavailableError, TpmRefusedError, StorageFullError, NoSuchSecretError),
+        ):
+            self._note(name, self.store.set(name, value)) if value is not None else self.store.delete(name)
+        self.known[name] = self.known[name] | {value}
+        if gone:
+            self.store.close()
+            self._restart()
 
     @rule(name=st.sampled_from(NAMES), size=st.sampled_from(SIZES))
     def set_with_a_full_disk(self, name: bytes, size: int) -> None:
@@ -164,8 +182,7 @@ class Histories(RuleBasedStateMachine):
     def nothing_is_left_over(self) -> None:
         """No index and no file that nobody needs, unless the TPM refused to remove it: then the next start does."""
         if self.refused:
-            self._restart()
-            self.refused = False
+            return
         table = self.store._state.table
         ours = {slot for slot, (shape, _) in self.world.indices.items() if shape.size in {64, 128, 256, 512, 768}}
         assert ours == {entry.slot for entry in table.entries if entry.form == "nv"}
@@ -208,37 +225,45 @@ class Histories(RuleBasedStateMachine):
         return self.known[name]
 
     def _restart(self) -> None:
+        self.refused = False
         self.store = self.world.store(POLICIES[self.policy])
 
     @contextmanager
-    def _cut(self, at: int, *, done: bool) -> Iterator[Callable[[], bool]]:
-        """The power is cut at the step number ``at`` of the block (0: not), before or after it is ``done``."""
-        cut = False
-        self.world.cut_at, self.world.done = self.world.step + at if at else None, done
+    def _failing(self, at: int, tpm: BaseException, disk: BaseException, *, done: bool = False) -> Iterator[None]:
+        """The step number ``at`` of the block (0: none) fails so, maybe although it is ``done``."""
+        self.world.fails_at, self.world.done = self.world.step + at if at else None, done
+        self.world.tpm_error, self.world.disk_error = tpm, disk
         try:
-            yield lambda: not cut
-        except PowerCutError:
-            cut = True
+            yield
         finally:
-            self.world.cut_at = None
+            self.world.fails_at = None
 
     @contextmanager
-    def _refuse(self, at: int, rc: int) -> Iterator[Callable[[], str]]:
-        """The TPM, or the disk, refuses the step number ``at`` of the block; says which of them did."""
+    def _cut(self, at: int, *, done: bool) -> Iterator[Callable[[], bool]]:
+        """The power is cut at a step; says whether it was not."""
+        cut = False
+        with self._failing(at, PowerCutError(), PowerCutError(), done=done):
+            try:
+                yield lambda: not cut
+            except PowerCutError:
+                cut = True
+
+    @contextmanager
+    def _refuse(self, at: int, *, full: bool = False) -> Iterator[Callable[[], str]]:
+        """The TPM, or the disk, refuses a step; says which of them did."""
         failed = ""
-        self.world.refuse_at, self.world.refusal = self.world.step + at, refusal(rc)
         self.refused = True
-        try:
-            yield lambda: failed
-        except TpmRefusedError:
-            failed = "tpm"
-        except StorageError:
-            failed = "disk"
-        finally:
-            self.world.refuse_at = None
+        disk = full_disk() if full else StorageError("cannot do that", hint="none", path="")
+        with self._failing(at, refusal(), disk):
+            try:
+                yield lambda: failed
+            except TpmRefusedError:
+                failed = "tpm"
+            except StorageError:
+                failed = "disk"
 
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(
-    max_examples=250, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=200, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -10,6 +10,7 @@ import pytest
 
 from support.policies import Operator, extend, present_state
 from support.secret_store import contents, fill_nv, nv_indices, secret_files
+from support.tpm_commands import DirectTpm
 from support.tpm_trace import CommandTrace
 from tpm_mtls.errors import (
     AuthorizationError,
@@ -28,6 +29,7 @@ from tpm_mtls.tpm import open_tpm
 from tpm_mtls_agent.record import VALUE_LIMIT
 from tpm_mtls_agent.slots import SLOTS, WRITES_LIMIT, index_of
 from tpm_mtls_agent.storage import open_store, read_statistics
+from tpm_mtls_relay.wire import simple_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +47,7 @@ READ = ["StartAuthSession", "NV_Read"]
 REMOVE = ["StartAuthSession", "NV_UndefineSpace"]
 SEAL = ["StartAuthSession", "Create"]
 UNSEAL = ["Load", "StartAuthSession", "Unseal", "FlushContext"]
+START_HMAC_SESSION = simple_command(0x176, bytes.fromhex("40000007 40000007 0010" + "00" * 16 + "0000 00 0010 000b"))
 NV_FULL, POLICY_FAIL = 0x14B, 0x99D
 
 PCR_7 = PolicyWish(pcrs="sha256:7")
@@ -590,3 +593,23 @@ def test_a_policy_of_pcrs_that_the_tpm_does_not_keep_is_refused_before_anything_
         open_store(state_dir, tcti=tpm.tcti, wish=PolicyWish(pcrs="sha1:7")),
     ):
         pass
+
+
+def test_where_others_hold_all_sessions_nothing_is_changed_and_left(tpm: SimulatedTpm, state_dir: Path) -> None:
+    with open_store(state_dir, tcti=tpm.tcti) as store:
+        store.set(NAME, VALUE)
+        for _ in range(3):
+            DirectTpm(tpm)(START_HMAC_SESSION)
+        for operation in (
+            lambda: store.get(NAME),
+            lambda: store.set(NAME, LARGE),
+            lambda: store.set(b"other", LARGE),
+            lambda: store.delete(NAME),
+        ):
+            with pytest.raises(TpmMemoryError, match="session slots are exhausted") as caught:
+                operation()
+            assert caught.value.rc == 0x903
+        tpm.tool("tpm2_flushcontext", "--loaded-session")
+        assert store.get(NAME) == VALUE
+        assert store.statistics().secrets == 1
+        assert secret_files(state_dir) == []

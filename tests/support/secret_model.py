@@ -17,7 +17,6 @@ from tpm_mtls.errors import (
     IdentityError,
     StorageError,
     StorageFullError,
-    TpmMtlsError,
     TpmRefusedError,
 )
 from tpm_mtls.policy.digest import policy_digest
@@ -52,10 +51,10 @@ class World:
         disk_full: no file can be written.
         writes: writes of NV indices, by slot.
         step: how many steps were made.
-        cut_at: the step at which the power is cut; none for none.
-        done: whether that step is still done.
-        refuse_at: the step that fails; none for none.
-        refusal: how.
+        fails_at: the step that fails; none for none.
+        done: whether that step is done all the same.
+        tpm_error: how a step of the TPM's fails.
+        disk_error: how a step of the disk's fails; one of these is never done.
     """
 
     def __init__(self) -> None:
@@ -68,10 +67,10 @@ class World:
         self.disk_full = False
         self.writes: dict[int, int] = {}
         self.step = 0
-        self.cut_at: int | None = None
+        self.fails_at: int | None = None
         self.done = False
-        self.refuse_at: int | None = None
-        self.refusal: TpmMtlsError = refusal()
+        self.tpm_error: BaseException = PowerCutError()
+        self.disk_error: BaseException = PowerCutError()
         self.files["table.json"] = encode_table(Table())
 
     def store(self, policy: Sequence[Assertion] = ()) -> SealedStore:
@@ -80,16 +79,15 @@ class World:
         store.reconcile()
         return store
 
-    def begins(self, *, disk: bool = False) -> bool:
-        """A step: whether the power goes right after it."""
+    def begins(self, *, disk: bool = False) -> BaseException | None:
+        """A step: what is to be raised right after it."""
         self.step += 1
-        if self.step == self.refuse_at:
-            raise StorageError("cannot do that", hint="none", path="") if disk else self.refusal
-        if self.step != self.cut_at:
-            return False
-        if not self.done:
-            raise PowerCutError
-        return True
+        if self.step != self.fails_at:
+            return None
+        error = self.disk_error if disk else self.tpm_error
+        if not self.done or isinstance(error, StorageError):
+            raise error
+        return error
 
     def table(self) -> Table:
         """The table on the disk."""
@@ -99,6 +97,11 @@ class World:
 def refusal(rc: int = 0x922) -> TpmRefusedError:
     """The TPM does not do it: TPM_RC_RETRY, unless ``rc`` says another reason."""
     return TpmRefusedError("cannot do that", hint="try again", rc=rc)
+
+
+def full_disk() -> StorageFullError:
+    """There is no room for the file."""
+    return StorageFullError("full", hint="none", path="")
 
 
 class ModelTpm:
@@ -205,7 +208,7 @@ class ModelFolder:
         """As `tpm_mtls.files.write_atomic`: a cut in its midst leaves a temporary file."""
         world = self._world
         if world.disk_full:
-            raise StorageFullError("full", hint="none", path=file)
+            raise full_disk()
         temporary = f".{file}.00000000.tmp"
         world.files[temporary] = b""
         try:
@@ -233,7 +236,7 @@ def _digest(policy: Sequence[Assertion]) -> str:
     return policy_digest(policy).hex() if policy else ""
 
 
-def _alive(cut: bool, *, result: bool = True) -> bool:  # noqa: FBT001 - private
-    if cut:
-        raise PowerCutError
+def _alive(cut: BaseException | None, *, result: bool = True) -> bool:
+    if cut is not None:
+        raise cut
     return result

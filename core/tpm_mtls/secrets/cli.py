@@ -48,7 +48,7 @@ def _agent_options(function: F) -> F:
         ),
         click.option(
             "--socket",
-            type=click.Path(path_type=Path),
+            type=click.Path(path_type=Path, readable=False),
             default=DEFAULT_SOCKET,
             envvar=SOCKET_VARIABLE,
             show_default=True,
