@@ -11,10 +11,10 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
-from tpm_mtls_relay.latency import LatencyModel
-from tpm_mtls_relay.latency_file import load_model
-from tpm_mtls_relay.transport import Limits, SwtpmTransport
-from tpm_mtls_relay.wire import HEADER
+from tpm_mtls_relay.connection.transport import Limits, SwtpmTransport
+from tpm_mtls_relay.messages.wire import HEADER
+from tpm_mtls_relay.observers.latency import LatencyModel
+from tpm_mtls_relay.observers.latency_file import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -29,7 +29,7 @@ from tpm_mtls.tpm import open_tpm
 from tpm_mtls_agent.record import VALUE_LIMIT
 from tpm_mtls_agent.slots import SLOTS, WRITES_LIMIT, index_of
 from tpm_mtls_agent.storage import open_store, read_statistics
-from tpm_mtls_relay.wire import simple_command
+from tpm_mtls_relay.messages.wire import simple_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

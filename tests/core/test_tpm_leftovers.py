@@ -12,7 +12,6 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from tpm_mtls_relay.wire import simple_command
 
 from support.tpm_commands import DirectTpm, handle_in, sized
 from support.tpm_proxy import TpmProxy
@@ -20,7 +19,8 @@ from tpm_mtls.errors import StorageError, TpmRefusedError, TpmUnavailableError
 from tpm_mtls.tcti import is_raw
 from tpm_mtls.tpm import open_tpm
 from tpm_mtls.tpm.leftovers import Ledger, Loaded
-from tpm_mtls_relay import commands
+from tpm_mtls_relay.messages import commands
+from tpm_mtls_relay.messages.wire import simple_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
