@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from tpm_mtls.policy.document import PolicyPcr
 
-NAMES = (b"a", b"b", b"c", "ü".encode(), b"x" * 255)
-SIZES = (0, 1, 36, 37, 100, 101, 228, 484, 740, 741, 5000)  # on both sides of each class of indices
+NAMES = (b"a", "ü".encode(), b"x" * 255)
+SIZES = (0, 36, 37, 740, 741, 5000)  # on both sides of each class of indices
 POLICIES = ((), (pcr_policy(),), (pcr_policy({7: "11" * 32}),))
-STEPS = 12  # more than any operation has
+STEPS = 8  # more than any operation has
 
 
 class Histories(RuleBasedStateMachine):
@@ -63,6 +63,7 @@ class Histories(RuleBasedStateMachine):
         if not survived():
             self._restart()
         elif (entry := self.store._state.table.find(self.world.keys.name(name))) is not None:
+            assert len(entry.places) == (entry.form == "nv")
             assert entry.policy == (policy_digest(POLICIES[self.policy]).hex() if self.policy else "")
 
     @rule(name=st.sampled_from(NAMES), at=st.integers(0, STEPS), done=st.booleans())
@@ -265,5 +266,5 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(
-    max_examples=200, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=300, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

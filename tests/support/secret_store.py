@@ -75,11 +75,9 @@ class Operation:
         """Starts it, waits for its end, and returns how it ended: -9 for killed."""
         self._process.start()
         self.wait()
-        self._process.join()
-        code = self._process.exitcode
-        self._process.close()
-        assert code is not None
-        return code
+        self._process.join()  # not closed: whoever killed it may still wait for its end, in another thread
+        assert self._process.exitcode is not None
+        return self._process.exitcode
 
     def kill(self) -> None:
         """Kills it."""
