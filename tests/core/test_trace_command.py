@@ -278,10 +278,13 @@ def test_signals_are_passed_on(where: str, number: signal.Signals, status: int) 
 
 
 def on_terminal(where: str, *program: str, **environment: str) -> subprocess.Popen[bytes]:
-    """The command in the foreground of a terminal of its own; what is written to its stdin is typed."""
+    """The command in the foreground of a terminal of its own; what is written to its stdin is typed.
+
+    With exec, for a shell that stays, as dash does, would end by Ctrl-C itself, with a status of its own.
+    """
     kept = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "TERM"}}
     return subprocess.Popen(
-        ["script", "-qec", shlex.join([*TRACE, "--tcti", where, "--", *program]), "/dev/null"],
+        ["script", "-qec", "exec " + shlex.join([*TRACE, "--tcti", where, "--", *program]), "/dev/null"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=kept | environment,
