@@ -35,7 +35,7 @@ class SecretStore(Protocol):
         Raises:
             NoSuchSecretError: no secret has that name.
             PolicyRefusedError: it is bound to PCRs, and the machine booted something else.
-            ForeignKeyError: the TPM was cleared or exchanged since; what is on the disk stays.
+            StorageRootKeyChangedError: the TPM was cleared or exchanged since; what is on the disk stays.
         """
 
     def delete(self, name: bytes) -> None:

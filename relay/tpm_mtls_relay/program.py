@@ -44,6 +44,9 @@ def run(layers: Layers, *, reading: int = 0, writing: int = 1, handle_signals: b
         service.run()
     finally:
         layers.close()
+    if handle_signals:
+        # Python gives signals their default action back before it ends, and a second SIGTERM would be our exit status
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return 0
 
 

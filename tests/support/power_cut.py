@@ -30,6 +30,7 @@ _COMMANDS = {
     0x153: "Create",
     0x157: "Load",
     0x15D: "Sign",
+    0x15E: "Unseal",
     0x165: "FlushContext",
     0x169: "NV_ReadPublic",
     0x173: "ReadPublic",
