@@ -1,0 +1,1 @@
+"""Attestation: what a device proves to the backend, and what it says; used by both sides."""
