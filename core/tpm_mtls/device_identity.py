@@ -40,6 +40,10 @@ POLICY_RESTRICTED: Final = ObjectIdentifier("2.23.133.11.1.3")
 EKU_ATTESTATION_KEY: Final = ObjectIdentifier("2.23.133.8.3")
 """tcg-kp-AIKCertificate: the extended key usage of an attestation key's certificate."""
 
+EKU_OPERATOR: Final = ObjectIdentifier("2.25.92675513810322693390180826212303619048")
+"""The extended key usage, beside clientAuth, of a person who operates the backend: this project's own, made of the
+random UUID 45b8a79b-75b1-4d25-aaf0-a5f2e1e7c3e8 (ITU-T X.667, 6)."""
+
 _DIGEST_LENGTH = 32
 
 

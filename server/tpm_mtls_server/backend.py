@@ -11,7 +11,7 @@ from aiohttp import web
 from tpm_mtls.errors import CredentialError, StorageError
 from tpm_mtls_server.http import Refusal, answer, connection_of
 from tpm_mtls_server.logs import PATH_LIMIT, log
-from tpm_mtls_server.peer import Peer, check_dates, identify
+from tpm_mtls_server.peer import AnyPeer, DevicePeer, OperatorPeer, check_dates, identify
 from tpm_mtls_server.revocation import CrlFile, Verdict
 from tpm_mtls_server.telemetry import MESSAGE_LIMIT, TelemetryStore, read_message
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
 
-    Handler = Callable[[web.BaseRequest, Peer], Awaitable[web.Response]]
+    Handler = Callable[[web.BaseRequest, DevicePeer], Awaitable[web.Response]]
 
 RETRY_AFTER = {"Retry-After": "60"}
 """Seconds after which a client may ask again when the server cannot answer now."""
@@ -31,7 +31,7 @@ class Backend:
 
     Each request, also on a kept connection and in a resumed session:
 
-    1. The client certificate is one of our device profile (`peer.identify`; once per connection).
+    1. The client certificate is one of our profiles for devices or operators (`peer.identify`; once per connection).
     2. It is valid now.
     3. Its CA has not revoked it; without a fresh CRL only ``/healthz`` answers.
     """
@@ -82,7 +82,7 @@ class Backend:
         peer = connection_of(request).peer
         log(
             "request",
-            device=peer.device if peer else None,
+            **{"operator" if isinstance(peer, OperatorPeer) else "device": peer.name if peer else None},
             serial=peer.serial_hex if peer else None,
             method=request.method[:PATH_LIMIT],
             path=request.path[:PATH_LIMIT],
@@ -100,9 +100,11 @@ class Backend:
         handler = methods.get(request.method)
         if handler is None:
             raise Refusal(405, "method not allowed", headers={"Allow": ", ".join(methods)})
+        if not isinstance(peer, DevicePeer):
+            raise Refusal(403, "for devices only")
         return await handler(request, peer)
 
-    def _admit(self, request: web.BaseRequest) -> Peer:
+    def _admit(self, request: web.BaseRequest) -> AnyPeer:
         connection = connection_of(request)
         try:
             if connection.peer is None:
@@ -115,7 +117,7 @@ class Backend:
             self._check_revocation(connection.peer, self._crl, request.path)  # 3
         return connection.peer
 
-    def _check_revocation(self, peer: Peer, crl: CrlFile, path: str) -> None:
+    def _check_revocation(self, peer: AnyPeer, crl: CrlFile, path: str) -> None:
         verdict = crl.verdict(peer)
         if verdict is Verdict.REVOKED:
             raise Refusal(403, "certificate revoked", close=True)
@@ -123,7 +125,7 @@ class Backend:
             why = crl.problem() or "no CRL of the certificate's CA is there"
             raise Refusal(503, f"revocation status unknown: {why}", headers=RETRY_AFTER)
 
-    async def _whoami(self, request: web.BaseRequest, peer: Peer) -> web.Response:
+    async def _whoami(self, request: web.BaseRequest, peer: DevicePeer) -> web.Response:
         tls = _tls(request)
         cipher = tls.cipher()
         return answer(
@@ -137,7 +139,7 @@ class Backend:
             }
         )
 
-    async def _telemetry(self, request: web.BaseRequest, peer: Peer) -> web.Response:
+    async def _telemetry(self, request: web.BaseRequest, peer: DevicePeer) -> web.Response:
         body = await self._read_body(request)
         try:
             text = read_message(body)
@@ -146,7 +148,7 @@ class Backend:
         number = await asyncio.to_thread(self._store.add, peer.device, text, received=self._clock())
         return answer({"id": number}, status=201)
 
-    async def _healthz(self, _: web.BaseRequest, __: Peer) -> web.Response:
+    async def _healthz(self, _: web.BaseRequest, __: DevicePeer) -> web.Response:
         try:
             await asyncio.to_thread(self._store.check)
             stored = True

@@ -15,7 +15,7 @@ from tpm_mtls_server.telemetry import MESSAGE_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tpm_mtls_server.peer import Peer
+    from tpm_mtls_server.peer import AnyPeer
 
 _SERVER_ERRORS = 500
 
@@ -66,7 +66,7 @@ class Connection(web.RequestHandler):
         busy: whether a request is being answered.
     """
 
-    peer: Peer | None = None
+    peer: AnyPeer | None = None
     busy: bool = False
 
     def handle_error(

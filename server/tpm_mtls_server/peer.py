@@ -1,16 +1,21 @@
-"""Who is calling: the device behind a TLS client certificate. Pure functions, no I/O."""
+"""Who is calling: the device or the operator behind a TLS client certificate. Pure functions, no I/O.
+
+The two never mix: an operator's certificate is no device's, and a device's no operator's.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypedDict, TypeVar
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tpm_mtls.certificates import UNREADABLE, read_extensions
+from tpm_mtls.device_identity import EKU_OPERATOR, TpmIdentity, tpm_identity
 from tpm_mtls.device_names import device_name
 from tpm_mtls.errors import CertificateExpiredError, CertificateNotYetValidError, CredentialError
+from tpm_mtls.operator_names import operator_name
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -20,15 +25,17 @@ CERTIFICATE_LIMIT = 16 * 1024
 
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
+_OPERATOR_USAGES = 2
+
 _HINT = "enroll the device with our CA; see: tpm-mtls pki show"
 
 
 @dataclass(frozen=True)
 class Peer:
-    """The device behind one connection.
+    """Who is behind one connection; always a `DevicePeer` or an `OperatorPeer`.
 
     Attributes:
-        device: its name, the certificate's one dNSName.
+        name: its name: a device's one dNSName, an operator's one rfc822Name.
         serial: the certificate's serial number.
         issuer: the issuing CA's name (DER).
         issuer_key: the issuing CA's key identifier (RFC 5280, 4.2.1.1); none when the certificate does not say.
@@ -36,7 +43,7 @@ class Peer:
         not_after: when it ends.
     """
 
-    device: str
+    name: str
     serial: int
     issuer: bytes
     issuer_key: bytes | None
@@ -49,13 +56,39 @@ class Peer:
         return f"{self.serial:040x}"
 
 
-def identify(certificate: bytes) -> Peer:
-    """The device that the TLS client certificate ``certificate`` (DER) is for.
+@dataclass(frozen=True)
+class DevicePeer(Peer):
+    """A device.
+
+    Attributes:
+        tpm: the TPM that its key lives in, as its certificate says; none for a key that no TPM was proved for.
+    """
+
+    tpm: TpmIdentity | None = None
+
+    @property
+    def device(self) -> str:
+        """Its name."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class OperatorPeer(Peer):
+    """A person who operates the backend."""
+
+
+AnyPeer: TypeAlias = DevicePeer | OperatorPeer
+
+
+def identify(certificate: bytes) -> AnyPeer:
+    """The device or operator that the TLS client certificate ``certificate`` (DER) is for.
 
     1. It is an X.509 certificate of a sane size.
     2. It is no CA certificate (RFC 5280, 4.2.1.9).
     3. Its extendedKeyUsage is there and has clientAuth (4.2.1.12): not one of the CA's server profile.
-    4. It names exactly one device: one dNSName and no other alternative name.
+    4. With the extended key usage of operators it has those two only, and names exactly one operator: one rfc822Name
+       and no other alternative name, so nothing that could name a device.
+    5. Without, it names exactly one device: one dNSName and, at the most, its TPM beside it.
 
     Not verified here: the chain and the possession of the key (OpenSSL did, in this connection's handshake or in the
     one whose session it resumes), the dates (`check_dates`, at each request) and revocation (`revocation`).
@@ -71,7 +104,15 @@ def identify(certificate: bytes) -> Peer:
         raise CredentialError("the certificate is malformed", hint=_HINT) from error
 
 
-def _identify(certificate: x509.Certificate) -> Peer:
+class _Facts(TypedDict):
+    serial: int
+    issuer: bytes
+    issuer_key: bytes | None
+    not_before: datetime
+    not_after: datetime
+
+
+def _identify(certificate: x509.Certificate) -> AnyPeer:
     extensions = read_extensions(certificate)
     constraints = _find(extensions, x509.BasicConstraints)
     if constraints is not None and constraints.ca:  # 2
@@ -79,16 +120,21 @@ def _identify(certificate: x509.Certificate) -> Peer:
     usage = _find(extensions, x509.ExtendedKeyUsage)
     if usage is None or ExtendedKeyUsageOID.CLIENT_AUTH not in usage:  # 3
         raise CredentialError("the certificate is not for TLS clients", hint=_HINT)
-    device = device_name(certificate)  # 4
     authority = _find(extensions, x509.AuthorityKeyIdentifier)
-    return Peer(
-        device=device,
-        serial=certificate.serial_number,
-        issuer=certificate.issuer.public_bytes(),
-        issuer_key=authority.key_identifier if authority else None,
-        not_before=certificate.not_valid_before_utc,
-        not_after=certificate.not_valid_after_utc,
-    )
+    facts: _Facts = {
+        "serial": certificate.serial_number,
+        "issuer": certificate.issuer.public_bytes(),
+        "issuer_key": authority.key_identifier if authority else None,
+        "not_before": certificate.not_valid_before_utc,
+        "not_after": certificate.not_valid_after_utc,
+    }
+    if EKU_OPERATOR in usage:  # 4
+        if len(usage) != _OPERATOR_USAGES:
+            raise CredentialError("the certificate is an operator's and something else's", hint=_HINT)
+        return OperatorPeer(name=operator_name(certificate), **facts)
+    name = device_name(certificate)  # 5
+    alternatives = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return DevicePeer(name=name, tpm=tpm_identity(alternatives), **facts)
 
 
 def check_dates(peer: Peer, *, now: datetime) -> None:
