@@ -80,9 +80,12 @@ class Backend:
             reason = "the store is not available"
             response = Refusal(503, reason, headers=RETRY_AFTER).response()
         peer = connection_of(request).peer
+        who: dict[str, Any] = {
+            "operator" if isinstance(peer, OperatorPeer) else "device": peer.name if peer else None,
+        }
         log(
             "request",
-            **{"operator" if isinstance(peer, OperatorPeer) else "device": peer.name if peer else None},
+            **who,
             serial=peer.serial_hex if peer else None,
             method=request.method[:PATH_LIMIT],
             path=request.path[:PATH_LIMIT],
