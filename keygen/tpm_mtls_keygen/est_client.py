@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tpm_mtls import est, freshness
+from tpm_mtls.device_requests import Answer, Request, Timeouts, Transport
+from tpm_mtls.device_requests.https import HttpsTransport
 from tpm_mtls.errors import (
     EvidenceError,
     PeerUnreachableError,
@@ -27,7 +29,6 @@ from tpm_mtls.errors import (
     TokenRefusedError,
     TpmMtlsError,
 )
-from tpm_mtls_keygen.est_transport import Answer, HttpsTransport, Request, Timeouts, Transport
 from tpm_mtls_keygen.est_url import EstUrl
 from tpm_mtls_keygen.patience import Later, retry_after
 
@@ -79,7 +80,7 @@ class EstClient:
     @contextmanager
     def exchange(self) -> Iterator[EstExchange]:
         """Requests that belong together: over one connection, as long as the server keeps it, and with its cookies."""
-        with HttpsTransport(self.url, self._context, self._timeouts) as transport:
+        with HttpsTransport(self.url.server, self._context, self._timeouts) as transport:
             yield EstExchange(self.url, transport)
 
     def ca_certificates(self, *, now: datetime) -> tuple[x509.Certificate, ...] | Later:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from tpm_mtls import est
+from tpm_mtls.device_requests import Server
 from tpm_mtls.errors import UsageError
 
 
@@ -46,6 +47,12 @@ class EstUrl:
         if path and not re.fullmatch(re.escape(est.PREFIX) + r"(/[A-Za-z0-9._~-]+)?", path):
             raise UsageError(f"not the path of an EST server: {path[:80]!r}", hint=hint)
         return cls(parts.hostname, port or http.client.HTTPS_PORT, path or est.PREFIX)
+
+    @property
+    def server(self) -> Server:
+        """The same, for requests over HTTPS."""
+        advice = "check the URL, the network and whether the CA runs; --wait SECONDS keeps trying"
+        return Server(self.host, self.port, self.base, "the CA", str(self), advice)
 
     def __str__(self) -> str:
         """As one gives it."""

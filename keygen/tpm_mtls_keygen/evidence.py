@@ -33,9 +33,9 @@ from tpm_mtls.freshness import CERTIFICATE_LIMIT, CHAIN_LIMIT, ActivationRequest
 from tpm_mtls.structures import EkTemplate, PublicArea, ek_hash, ek_public, parse_public_area
 
 if TYPE_CHECKING:
+    from tpm_mtls.attestation_key import AttestationKey
     from tpm_mtls.freshness import NonceResponse
     from tpm_mtls.tpm import Tpm
-    from tpm_mtls_keygen.attestation_key import AttestationKey
     from tpm_mtls_keygen.keys import TpmKey
 
 

@@ -22,6 +22,7 @@ from tpm_mtls.errors import HandleOccupiedError, IdentityError, StateError
 from tpm_mtls.identity import ATTESTATION_KEY, CERTIFICATE, KEY, RECORD
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.key_reference import PersistentHandle, parse_key_reference
+from tpm_mtls.life_cycle import Observed, judge
 from tpm_mtls_keygen.first_boot_folder import JOURNAL, KeyPlace, key_place
 from tpm_mtls_keygen.first_boot_steps import (
     ContactCa,
@@ -166,15 +167,8 @@ def check_enrolled(facts: Facts, record: IdentityRecord) -> None:
 
 
 def _what_happened(facts: Facts, record: IdentityRecord) -> str:
-    """Why the key is not there: the endorsement key stays when a TPM is cleared, the storage root key does not."""
-    same_srk = facts.srk_name == record.srk_name
-    if facts.owner is not None and not same_srk:
-        return f"this is the disk of another device, the TPM belongs to {facts.owner}"
-    if facts.ek_sha256 is None or record.ek_sha256 is None:
-        return "" if same_srk else "this is another TPM, or it was cleared"
-    if facts.ek_sha256 != record.ek_sha256:
-        return "this is another TPM: it was replaced, or the disk is another device's"
-    return "" if same_srk else "the TPM was cleared"
+    """Why the key is not there."""
+    return judge(record, Observed(facts.srk_name, ek_sha256=facts.ek_sha256, owner=facts.owner)).text
 
 
 def _check_wish(wish: Wish, begun: IdentityRecord | Journal, facts: Facts) -> None:

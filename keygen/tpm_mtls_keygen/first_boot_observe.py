@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tpm_mtls.attestation_key import load_attestation_key
 from tpm_mtls.errors import (
     CredentialError,
     EvidenceError,
@@ -19,7 +20,6 @@ from tpm_mtls.files import read_capped, storage_errors
 from tpm_mtls.identity import load_record
 from tpm_mtls.key_reference import KeyReference, PersistentHandle
 from tpm_mtls.structures import PublicArea, parse_tss2_pem
-from tpm_mtls_keygen.attestation_key import load_attestation_key
 from tpm_mtls_keygen.evidence import read_endorsement
 from tpm_mtls_keygen.first_boot_copy import check_copy
 from tpm_mtls_keygen.first_boot_folder import KeyPlace, key_place, load_journal, locate

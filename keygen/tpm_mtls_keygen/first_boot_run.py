@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tpm_mtls.attestation_key import load_attestation_key, save_attestation_key
 from tpm_mtls.authorization import read_authorization
 from tpm_mtls.certificates import certificates_pem, load_certificates
 from tpm_mtls.device_names import device_name
@@ -24,7 +25,7 @@ from tpm_mtls.structures import Tss2Key
 from tpm_mtls.tls import trust_context
 from tpm_mtls.tpm import SRK_HANDLE, open_tpm
 from tpm_mtls_keygen.application import Application
-from tpm_mtls_keygen.attestation_key import load_attestation_key, make_attestation_key, save_attestation_key
+from tpm_mtls_keygen.attestation_key import make_attestation_key
 from tpm_mtls_keygen.bootstrap_token import BootstrapToken, read_token
 from tpm_mtls_keygen.est_client import EstClient
 from tpm_mtls_keygen.evidence import read_endorsement

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tpm_mtls.attestation_key import AttestationKey, save_attestation_key
 from tpm_mtls.errors import HandleNotFoundError, HandleOccupiedError, IdentityError
 from tpm_mtls.files import PRIVATE_FILE, remove_file, write_atomic
 from tpm_mtls.identity import CERTIFICATE, KEY, TRUST, IdentityRecord, save_record
@@ -18,7 +19,6 @@ from tpm_mtls.json_record import load_json_record
 from tpm_mtls.key_reference import PersistentHandle, parse_key_reference
 from tpm_mtls.policy.files import policy_path
 from tpm_mtls.structures import Tss2Key, parse_tss2_pem
-from tpm_mtls_keygen.attestation_key import AttestationKey, save_attestation_key
 from tpm_mtls_keygen.first_boot_folder import INSTALL
 from tpm_mtls_keygen.nv_mirror import find_place, read_mirror, store_mirror
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from tpm_mtls.attestation_key import AttestationKey, load_attestation_key
 from tpm_mtls.certificates import load_certificates
 from tpm_mtls.errors import CredentialError, HandleOccupiedError, IdentityError, TpmMemoryError
 from tpm_mtls.files import read_capped
@@ -27,7 +28,6 @@ from tpm_mtls.key_reference import PersistentHandle, parse_key_reference
 from tpm_mtls.policy.document import PolicyDocument, check_assertions
 from tpm_mtls.policy.files import find_policy
 from tpm_mtls.structures import parse_tss2_pem
-from tpm_mtls_keygen.attestation_key import AttestationKey, load_attestation_key
 
 if TYPE_CHECKING:
     from pathlib import Path

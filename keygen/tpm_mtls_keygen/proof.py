@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from tpm_mtls.attestation_key import AttestationKey
     from tpm_mtls.tpm import Tpm
-    from tpm_mtls_keygen.attestation_key import AttestationKey
     from tpm_mtls_keygen.est_client import EstExchange
     from tpm_mtls_keygen.evidence import Endorsement
     from tpm_mtls_keygen.keys import TpmKey

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tpm_mtls.attestation_key import AttestationKey, load_attestation_key
 from tpm_mtls.authorization import read_authorization
 from tpm_mtls.certificates import certificates_pem, load_certificates, parse_csr, spki
+from tpm_mtls.device_requests import DeviceTransport
 from tpm_mtls.errors import CertificateExpiredError, HandleOccupiedError, IdentityError
 from tpm_mtls.identity import CERTIFICATE, TRUST, load_identity
 from tpm_mtls.policy.files import find_policy
@@ -23,9 +25,7 @@ from tpm_mtls.policy.new_policy import NewPolicy
 from tpm_mtls.structures import KeyAlgorithm, Tss2Key
 from tpm_mtls.tls import trust_context
 from tpm_mtls.tpm import SRK_HANDLE, open_tpm
-from tpm_mtls_keygen.attestation_key import AttestationKey, load_attestation_key
 from tpm_mtls_keygen.csr import build_csr
-from tpm_mtls_keygen.device_transport import DeviceTransport
 from tpm_mtls_keygen.est_client import EstClient, EstExchange, Shown
 from tpm_mtls_keygen.first_boot import check_enrolled
 from tpm_mtls_keygen.first_boot_folder import JOURNAL, locate, locked, remove_leftovers
@@ -180,7 +180,7 @@ class _Renewal:
         if isinstance(request, Later):
             return request
         identity = load_identity(self.folder)
-        transport = DeviceTransport(client.url, identity, self.settings.tcti, self.authorization)
+        transport = DeviceTransport(client.url.server, identity, self.settings.tcti, self.authorization)
         as_device = EstExchange(client.url, transport, cookies=request.cookies)
         answer = as_device.reenroll(request.csr, request.shown, now=self.world.now())
         return answer if isinstance(answer, Later) else (request, answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -81,4 +82,46 @@ def test_a_record_that_names_no_key_is_damaged(state_dir: Path) -> None:
 def test_a_folder_in_the_place_of_the_record_is_a_storage_error(state_dir: Path) -> None:
     (state_dir / "identity.json").mkdir(parents=True)
     with pytest.raises(StorageError, match="is a directory"):
+        load_record(state_dir)
+
+
+def test_a_record_from_before_there_were_software_keys_is_of_a_tpms(state_dir: Path) -> None:
+    save_record(state_dir, RECORD)
+    path = state_dir / "identity.json"
+    before = b"".join(line for line in path.read_bytes().splitlines(keepends=True) if b"is_tpm" not in line)
+    assert before != path.read_bytes()
+    path.write_bytes(before)
+    assert load_record(state_dir) == RECORD
+
+
+SOFT = IdentityRecord(
+    is_tpm=False,
+    device="sensor-17",
+    key="device.key.pem",
+    algorithm="ecc-p256",
+    ca_url="https://ca.example",
+    enrolled_by="token",
+)
+
+
+def test_the_record_of_a_software_key_is_loaded_again(state_dir: Path) -> None:
+    save_record(state_dir, SOFT)
+    assert load_record(state_dir) == SOFT
+    assert load_identity(state_dir).key == KeyFile(state_dir / "device.key.pem")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"srk_name": "000b" + "22" * 32},
+        {"ek_sha256": "33" * 32},
+        {"reset_count": 1},
+        {"is_tpm": True},
+        {"key": "handle:0x81000100"},
+        {"enrolled_by": "tpm"},
+    ],
+)
+def test_a_record_that_contradicts_itself_about_the_tpm_is_damaged(state_dir: Path, changes: dict[str, Any]) -> None:
+    save_record(state_dir, msgspec.structs.replace(SOFT, **changes))
+    with pytest.raises(IdentityError, match="is damaged"):
         load_record(state_dir)

@@ -20,6 +20,7 @@ from tpm_mtls import est
 from tpm_mtls.authorization import Secret
 from tpm_mtls.certificates import certificate_spki, spki
 from tpm_mtls.device_names import device_name
+from tpm_mtls.device_requests import Timeouts
 from tpm_mtls.errors import (
     CertificateExpiredError,
     CertificateNotYetValidError,
@@ -43,7 +44,6 @@ from tpm_mtls.freshness import (
 )
 from tpm_mtls_keygen.bootstrap_token import BootstrapToken
 from tpm_mtls_keygen.est_client import EstClient, Shown
-from tpm_mtls_keygen.est_transport import Timeouts
 from tpm_mtls_keygen.est_url import EstUrl
 from tpm_mtls_keygen.patience import Later
 

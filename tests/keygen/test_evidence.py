@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from support.tpm_trace import CommandTrace
+from tpm_mtls.attestation_key import AttestationKey, load_attestation_key, save_attestation_key
 from tpm_mtls.certificates import load_certificates, parse_csr, spki
 from tpm_mtls.errors import (
     AuthorizationError,
@@ -25,12 +26,7 @@ from tpm_mtls.freshness import ActivationResponse, NonceResponse
 from tpm_mtls.identity import ATTESTATION_KEY
 from tpm_mtls.structures import EkTemplate, KeyAlgorithm, make_credential, parse_public_area
 from tpm_mtls.tpm import Tpm, open_tpm
-from tpm_mtls_keygen.attestation_key import (
-    AttestationKey,
-    load_attestation_key,
-    make_attestation_key,
-    save_attestation_key,
-)
+from tpm_mtls_keygen.attestation_key import make_attestation_key
 from tpm_mtls_keygen.csr import build_csr
 from tpm_mtls_keygen.evidence import Endorsement, activation_request, collect_evidence, read_endorsement
 from tpm_mtls_keygen.keys import FileForm, PersistentForm, TpmKey, create_key

@@ -15,6 +15,7 @@ from support import lying_ca
 from support.attested import COPY, DEVICE, AttestedBench
 from support.authority import make_token
 from support.lying_ca import LyingCa
+from tpm_mtls.attestation_key import load_attestation_key, save_attestation_key
 from tpm_mtls.certificates import certificate_spki
 from tpm_mtls.cli import run
 from tpm_mtls.device_identity import EKU_ATTESTATION_KEY
@@ -31,7 +32,7 @@ from tpm_mtls.errors import (
 )
 from tpm_mtls.identity import ATTESTATION_KEY
 from tpm_mtls.tpm import open_tpm
-from tpm_mtls_keygen.attestation_key import load_attestation_key, make_attestation_key, save_attestation_key
+from tpm_mtls_keygen.attestation_key import make_attestation_key
 from tpm_mtls_keygen.evidence import read_endorsement
 from tpm_mtls_keygen.first_boot_folder import Journal, KeyPlace, save_journal
 from tpm_mtls_keygen.first_boot_settings import World

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from support.attested import COPY, DEVICE, AttestedBench
 from support.authority import make_token
 from support.power_cut import DIES_AT_FILE_CHANGE, TpmTap
+from tpm_mtls.attestation_key import load_attestation_key
 from tpm_mtls.certificates import certificate_spki
 from tpm_mtls.cli import run
 from tpm_mtls.errors import (
@@ -21,18 +22,10 @@ from tpm_mtls.errors import (
     IdentityError,
     PeerUnreachableError,
     RequestRefusedError,
-    StorageError,
-    TpmMtlsError,
 )
-from tpm_mtls.identity import CERTIFICATE, load_identity, load_record
-from tpm_mtls.key_reference import KeyFile
+from tpm_mtls.identity import CERTIFICATE, load_record
 from tpm_mtls.structures import Attribute
 from tpm_mtls.tpm import open_tpm
-from tpm_mtls_keygen.attestation_key import load_attestation_key
-from tpm_mtls_keygen.device_request import Job, Result, perform
-from tpm_mtls_keygen.device_transport import DeviceTransport
-from tpm_mtls_keygen.est_transport import Request, Timeouts
-from tpm_mtls_keygen.est_url import EstUrl
 from tpm_mtls_keygen.first_boot_folder import INSTALL, Journal, KeyPlace, save_journal
 from tpm_mtls_keygen.first_boot_settings import World
 from tpm_mtls_keygen.first_boot_steps import Wish
@@ -297,79 +290,3 @@ def test_killed_at_any_tpm_command_of_the_installation(persistent: AttestedBench
     persistent.run()
     persistent.assert_whole()
     assert mirrored_leaf(persistent) == persistent.leaf().public_bytes(Encoding.DER)
-
-
-# -- the child that speaks to the CA ----------------------------------------------------------------------------------
-
-
-def test_the_child_loads_no_pytss_and_the_parent_no_provider() -> None:
-    said = subprocess.run(
-        [sys.executable, "-c", "import sys, tpm_mtls_keygen.device_request; print('tpm2_pytss' in sys.modules)"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert said.stdout == "False\n"
-
-
-def test_the_child_s_errors_are_the_parent_s(persistent: AttestedBench, tmp_path: Path) -> None:
-    identity = load_identity(persistent.folder)
-    request = Request("GET", "/cacerts", None, {})
-    url = EstUrl.parse(persistent.host.url)
-
-    answer = DeviceTransport(url, identity, persistent.tpm.tcti).send(request)
-    assert answer.status == 200
-    with pytest.raises(PeerUnreachableError) as refusal:
-        DeviceTransport(EstUrl.parse("https://127.0.0.1:1"), identity, persistent.tpm.tcti).send(request)
-    assert refusal.value.host == "127.0.0.1"
-    gone = type(identity)(KeyFile(tmp_path / "gone.pem"), identity.certificate, identity.trust)
-    with pytest.raises(StorageError):
-        DeviceTransport(url, gone, persistent.tpm.tcti).send(request)
-
-
-def test_a_child_that_ends_without_a_result_is_told(monkeypatch: pytest.MonkeyPatch, persistent: AttestedBench) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/true")
-    transport = DeviceTransport(EstUrl.parse(persistent.host.url), load_identity(persistent.folder))
-
-    with pytest.raises(TpmMtlsError, match="ended without a result"):
-        transport.send(Request("GET", "/cacerts", None, {}))
-
-
-def test_a_child_that_hangs_is_ended(
-    monkeypatch: pytest.MonkeyPatch, persistent: AttestedBench, tmp_path: Path
-) -> None:
-    program = tmp_path / "hangs"
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr("tpm_mtls_keygen.device_transport._START", 0.1)
-    identity = load_identity(persistent.folder)
-    transport = DeviceTransport(EstUrl.parse(persistent.host.url), identity, timeouts=Timeouts(exchange=0.1))
-
-    with pytest.raises(PeerUnreachableError, match="did not answer in time"):
-        transport.send(Request("GET", "/cacerts", None, {}))
-
-
-def test_what_the_child_does_with_a_software_key(persistent: AttestedBench, tmp_path: Path) -> None:
-    """Its own function, in this process: nothing of the provider is needed for a key in a file."""
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-            *("-subj", "/CN=a", "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    job = Job(
-        url=persistent.host.url,
-        key=str(tmp_path / "key.pem"),
-        certificate=str(tmp_path / "cert.pem"),
-        trust=str(persistent.trust),
-        tcti=None,
-        authorization=None,
-        timeouts=Timeouts(),
-        request=Request("GET", "/nothing", None, {}),
-    )
-    result = perform(job)
-    assert isinstance(result, Result)
-    assert result.answer is not None or result.kind
