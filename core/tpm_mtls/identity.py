@@ -48,6 +48,8 @@ class IdentityRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     Attributes:
         format: version of this structure.
+        is_tpm: whether the key lives in a TPM. Where it does not (``first-boot --no-tpm=soft``) it is a software key in
+            a file, and everything about a TPM is empty. Records written before there was this field are of a TPM's.
         device: the device's name, from its certificate.
         key: key reference; a relative path is relative to the folder.
         algorithm: ``ecc-p256``, ``ecc-p384``, ``rsa-2048`` or ``rsa-3072``.
@@ -62,15 +64,16 @@ class IdentityRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """
 
     format: int = FORMAT
+    is_tpm: bool = True
     device: str
     key: str
     algorithm: str
-    key_name: str
-    srk_name: str
+    key_name: str = ""
+    srk_name: str = ""
     ek_sha256: str | None = None
-    tpm_vendor: str
-    tpm_firmware: str
-    reset_count: int
+    tpm_vendor: str = ""
+    tpm_firmware: str = ""
+    reset_count: int = 0
     ca_url: str
     enrolled_by: str
 
@@ -104,7 +107,23 @@ def load_record(folder: Path) -> IdentityRecord | None:
         limit=_RECORD_LIMIT,
         version=FORMAT,
         hint="restore it from a backup, or enroll again",
+        check=check_record,
     )
+
+
+def check_record(record: IdentityRecord) -> None:
+    """Checks that ``record`` says of a TPM's key what belongs to one, and of a software key nothing of a TPM.
+
+    Raises:
+        IdentityError: it contradicts itself.
+    """
+    of_tpm = (record.key_name, record.srk_name, record.tpm_vendor, record.tpm_firmware)
+    if record.is_tpm and not (record.key_name or record.srk_name):
+        raise IdentityError("a tpm's key without its names", hint="restore it from a backup, or enroll again")
+    if not record.is_tpm and (any(of_tpm) or record.ek_sha256 is not None or record.reset_count):
+        raise IdentityError("no tpm's key, but facts of a tpm", hint="restore it from a backup, or enroll again")
+    if not record.is_tpm and (record.key != KEY or record.enrolled_by != "token"):
+        raise IdentityError("a software key in another place", hint="restore it from a backup, or enroll again")
 
 
 def save_record(folder: Path, record: IdentityRecord) -> None:
