@@ -13,9 +13,10 @@ from tpm_mtls.policy.files import find_policy
 from tpm_mtls.policy.words import in_words
 from tpm_mtls.structures import Attribute, PublicArea, qualified_name
 from tpm_mtls.tpm import SRK_HANDLE
+from tpm_mtls.tpm.tls_key import read_key_file
 from tpm_mtls_keygen.evidence import read_endorsement
 from tpm_mtls_keygen.issued import parse_certificate
-from tpm_mtls_keygen.keys import FIRST_HANDLE, LAST_HANDLE, read_key_file
+from tpm_mtls_keygen.keys import FIRST_HANDLE, LAST_HANDLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

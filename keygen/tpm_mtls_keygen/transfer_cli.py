@@ -82,8 +82,8 @@ def export(*, reference: str, out: Path, state_dir: Path, as_json: bool) -> None
     """
     from tpm_mtls.policy.files import find_signed_policies  # noqa: PLC0415 - `keygen --help` stays quick
     from tpm_mtls.policy.key_policy import key_policy  # noqa: PLC0415 - imports tpm2-pytss
+    from tpm_mtls.tpm.tls_key import read_key_file  # noqa: PLC0415 - the same
     from tpm_mtls_keygen.export import export_key  # noqa: PLC0415 - the same
-    from tpm_mtls_keygen.keys import read_key_file  # noqa: PLC0415 - the same
 
     name = parse_key_reference(reference)
     if not isinstance(name, KeyFile):

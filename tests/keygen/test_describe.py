@@ -16,8 +16,9 @@ from tpm_mtls.authorization import Secret
 from tpm_mtls.errors import HandleNotFoundError
 from tpm_mtls.structures import KeyAlgorithm
 from tpm_mtls.tpm import open_tpm
+from tpm_mtls.tpm.tls_key import read_key_file
 from tpm_mtls_keygen.describe import as_text, describe_file, describe_handle, list_objects
-from tpm_mtls_keygen.keys import FileForm, PersistentForm, create_key, read_key_file
+from tpm_mtls_keygen.keys import FileForm, PersistentForm, create_key
 from tpm_mtls_keygen.table import print_objects
 
 if TYPE_CHECKING:

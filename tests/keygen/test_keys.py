@@ -28,6 +28,7 @@ from tpm_mtls.errors import (
 from tpm_mtls.key_reference import KeyFile, PersistentHandle
 from tpm_mtls.structures import Attribute, KeyAlgorithm, parse_public_area, parse_tss2_pem
 from tpm_mtls.tpm import open_tpm
+from tpm_mtls.tpm.tls_key import read_key_file
 from tpm_mtls_keygen import keys
 from tpm_mtls_keygen.csr import build_csr
 from tpm_mtls_keygen.keys import (
@@ -37,7 +38,6 @@ from tpm_mtls_keygen.keys import (
     create_key,
     first_free_handle,
     load_key,
-    read_key_file,
     remove_key,
 )
 
