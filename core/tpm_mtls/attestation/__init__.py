@@ -1,1 +1,4 @@
-"""Attestation: what a device proves to the backend, and what it says; used by both sides."""
+"""Attestation of what a device booted: the messages, and the checks of a quote that both sides make.
+
+Nothing is imported here: `tpm_mtls.attestation.messages` is for programs that never read TPM data, too.
+"""

@@ -1,6 +1,6 @@
-"""What a TPM says of its own keys: TPM2_Certify, and TPM2_ActivateCredential to find out which TPM says it.
+"""What a TPM says of its keys (TPM2_Certify) and PCRs (TPM2_Quote), and which TPM says it (TPM2_ActivateCredential).
 
-TPM 2.0 Library part 1 rev 1.59, 24 (credential protection), 31 (attestation); part 3, 12.5 and 18.2.
+TPM 2.0 Library part 1 rev 1.59, 24 (credential protection), 31 (attestation); part 3, 12.5, 18.2 and 18.4.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from tpm2_pytss.types import TPM2B_ENCRYPTED_SECRET, TPM2B_ID_OBJECT, TPMT_SIG_S
 from tpm_mtls.authorization import Secret
 from tpm_mtls.errors import EvidenceError, TpmRefusedError
 from tpm_mtls.structures import Attribute
+from tpm_mtls.tpm.pcrs import pcr_selections
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tpm_mtls.tpm.resources import Resources
     from tpm_mtls.tpm.values import LoadedKey
@@ -33,6 +34,19 @@ class Certification:
 
     Attributes:
         attest: TPMS_ATTEST; `tpm_mtls.structures.parse_attest` reads it.
+        signature: TPMT_SIGNATURE.
+    """
+
+    attest: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class Quotation:
+    """What TPM2_Quote returned.
+
+    Attributes:
+        attest: TPMS_ATTEST; `tpm_mtls.attestation.quote_checks` verifies it.
         signature: TPMT_SIGNATURE.
     """
 
@@ -64,6 +78,26 @@ class Attestation:
                 ESYS_TR(key.resource), ESYS_TR(attestation_key.resource), qualifying_data, scheme
             )
             return Certification(bytes(attest), bytes(signature.marshal()))
+
+    def quote(self, attestation_key: LoadedKey, qualifying_data: bytes, pcrs: Mapping[str, Sequence[int]]) -> Quotation:
+        """``attestation_key``'s signature of what ``pcrs`` hold (one command).
+
+        The values themselves are not in it, only their digest: `tpm_mtls.tpm.pcrs.Pcrs.read` reads them.
+
+        Args:
+            attestation_key: a signing key with a scheme of its own, as every restricted one has.
+            qualifying_data: what shows that it is fresh; at most 64 bytes.
+            pcrs: numbers of PCRs by bank; a bank that the TPM does not keep is left out of the quote.
+
+        Raises:
+            AuthorizationError: the key has another authorization value.
+        """
+        scheme = TPMT_SIG_SCHEME(scheme=TPM2_ALG.NULL)  # the attestation key's own
+        with self._resources.command("quote the PCRs"):
+            attest, signature = self._context.quote(
+                ESYS_TR(attestation_key.resource), pcr_selections(pcrs), qualifying_data, scheme
+            )
+            return Quotation(bytes(attest), bytes(signature.marshal()))
 
     def activate_credential(
         self,

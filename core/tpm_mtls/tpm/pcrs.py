@@ -10,7 +10,7 @@ from tpm2_pytss.types import TPML_PCR_SELECTION, TPMS_PCR_SELECTION
 from tpm_mtls.errors import AlgorithmUnsupportedError, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tpm_mtls.tpm.resources import Resources
 
@@ -61,7 +61,12 @@ class Pcrs:
 
 def pcr_selection(bank: str, pcrs: Sequence[int]) -> TPML_PCR_SELECTION:
     """PCRs of one ``bank`` as commands take them."""
-    return TPML_PCR_SELECTION([TPMS_PCR_SELECTION(hash=_BANKS[bank], pcrs=list(pcrs))])
+    return pcr_selections({bank: pcrs})
+
+
+def pcr_selections(pcrs: Mapping[str, Sequence[int]]) -> TPML_PCR_SELECTION:
+    """PCRs of several banks as commands take them."""
+    return TPML_PCR_SELECTION([TPMS_PCR_SELECTION(hash=_BANKS[bank], pcrs=list(of)) for bank, of in pcrs.items()])
 
 
 def _selected(selection: TPML_PCR_SELECTION) -> list[int]:
