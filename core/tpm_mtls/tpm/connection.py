@@ -27,6 +27,7 @@ from tpm_mtls.tpm.attestation import Attestation
 from tpm_mtls.tpm.boundary import command, public_area, says_damaged, sized_public
 from tpm_mtls.tpm.capabilities import read_facts, read_persistent_handles
 from tpm_mtls.tpm.counter import Counters
+from tpm_mtls.tpm.ecdh import KeyAgreement
 from tpm_mtls.tpm.endorsement import EndorsementKeys
 from tpm_mtls.tpm.leftovers import Loaded
 from tpm_mtls.tpm.nv import NvMemory
@@ -75,6 +76,7 @@ class Tpm:
         sessions: sessions that keep secrets from its bus.
         sealing: data that it alone gives back.
         nv_secrets: secrets in its NV memory.
+        key_agreement: secrets that it shares with somebody else.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Tpm:
         policies = PolicySessions(resources, self.sessions)
         self.sealing = Sealing(self, resources, self.sessions, policies, srk_authorization)
         self.nv_secrets = NvSecrets(self, resources, self.sessions, policies)
+        self.key_agreement = KeyAgreement(self, resources, self.sessions)
         self._context = context
         self._resources = resources
         self._srk_authorization = srk_authorization

@@ -80,6 +80,16 @@ def attestation_template() -> bytes:
     return bytes(public.marshal())
 
 
+def key_agreement_template(algorithm: KeyAlgorithm) -> bytes:
+    """A key for ECDH only, on the curve of ``algorithm``: decrypts, does not sign, is not restricted (part 3, 14.5)."""
+    public = _ecc(
+        _CURVES[algorithm],
+        BORN_INSIDE | Attribute.DECRYPT | Attribute.USERWITHAUTH | Attribute.NODA,
+        TPMT_SYM_DEF_OBJECT(algorithm=TPM2_ALG.NULL),
+    )
+    return bytes(public.marshal())
+
+
 def sealed_template(*, with_authorization: bool, policy: bytes = b"") -> bytes:
     """Sealed data: neither signs nor decrypts, and stays under its parent (part 1, 25.1.6).
 
