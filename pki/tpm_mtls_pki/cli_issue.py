@@ -25,8 +25,14 @@ if TYPE_CHECKING:
 @click.option(
     "--public-key", type=click.Path(dir_okay=False, path_type=Path), metavar="F", help="A public key, PEM or DER."
 )
-@click.option("--profile", type=click.Choice(["device", "server"]), required=True, help="What it is for.")
-@click.option("--name", "names", multiple=True, metavar="NAME", help="Host or device name; a server may have several.")
+@click.option("--profile", type=click.Choice(["device", "server", "operator"]), required=True, help="What it is for.")
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="A device's or host name (a server may have several), or an operator's mail address.",
+)
 @click.option("--ip", "addresses", multiple=True, metavar="ADDRESS", help="IP address of a server.")
 @click.option(
     "--out",
@@ -76,8 +82,16 @@ def issue(  # noqa: PLR0913 - one argument for each option
 
 def _subject(profile: str, names: tuple[str, ...], addresses: tuple[str, ...]) -> Subject:
     from tpm_mtls.device_names import check_device_name  # noqa: PLC0415 - `pki --help` stays quick
+    from tpm_mtls.operator_names import check_operator_name  # noqa: PLC0415 - the same
     from tpm_mtls_pki.profiles import Subject  # noqa: PLC0415 - the same
 
+    if profile == "operator":
+        if len(names) != 1 or addresses:
+            raise UsageError(
+                "an operator has one name and no address",
+                hint="give --name once, such as alice@example.com, and no --ip",
+            )
+        return Subject.operator(check_operator_name(names[0]))
     checked = tuple(check_device_name(name) for name in names)
     if profile == "device":
         if len(checked) != 1 or addresses:

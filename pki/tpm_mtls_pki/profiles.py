@@ -1,7 +1,7 @@
 """What certificates contain: the one door. Every extension and its criticality is stated here (RFC 5280, 4.2).
 
 ===================  ========  ======================  ======================  ====================================
-extension            critical  root                    issuing                 device, server, attestation
+extension            critical  root                    issuing                 device, server, attestation, operator
 ===================  ========  ======================  ======================  ====================================
 basicConstraints     yes       CA, path length 1       CA, path length 0       no CA
 keyUsage             yes       keyCertSign, cRLSign    keyCertSign, cRLSign    digitalSignature
@@ -14,7 +14,8 @@ crlDistribution      no        -                       the root's CRL          t
 ===================  ========  ======================  ======================  ====================================
 
 The device's certificate is an LDevID (IEEE 802.1AR-2018, 8): beside its name it has the TPM's identity as
-hardwareModuleName and permanentIdentifier, where the TPM was verified.
+hardwareModuleName and permanentIdentifier, where the TPM was verified. An operator's is for clientAuth and for this
+project's own usage; its alternative name is a mail address (rfc822Name).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import CertificatePoliciesOID, ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from tpm_mtls.device_identity import EKU_ATTESTATION_KEY
+from tpm_mtls.device_identity import EKU_ATTESTATION_KEY, EKU_OPERATOR
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -57,20 +58,22 @@ class Profile:
 
     Attributes:
         name: by which it is asked for.
-        extended_key_usage: its one purpose.
+        extended_key_usages: its purposes.
         lifetime: from now to the end; cut to the issuing CA's.
     """
 
     name: str
-    extended_key_usage: ObjectIdentifier
+    extended_key_usages: tuple[ObjectIdentifier, ...]
     lifetime: timedelta
 
 
-DEVICE: Final = Profile("device", ExtendedKeyUsageOID.CLIENT_AUTH, timedelta(days=90))
-SERVER: Final = Profile("server", ExtendedKeyUsageOID.SERVER_AUTH, timedelta(days=90))
-ATTESTATION: Final = Profile("attestation", EKU_ATTESTATION_KEY, timedelta(days=90))
-PROFILES: Final = {profile.name: profile for profile in (DEVICE, SERVER)}
-"""Those that an administrator can ask for; an attestation key's certificate is issued on evidence only."""
+DEVICE: Final = Profile("device", (ExtendedKeyUsageOID.CLIENT_AUTH,), timedelta(days=90))
+SERVER: Final = Profile("server", (ExtendedKeyUsageOID.SERVER_AUTH,), timedelta(days=90))
+OPERATOR: Final = Profile("operator", (ExtendedKeyUsageOID.CLIENT_AUTH, EKU_OPERATOR), timedelta(days=90))
+ATTESTATION: Final = Profile("attestation", (EKU_ATTESTATION_KEY,), timedelta(days=90))
+PROFILES: Final = {profile.name: profile for profile in (DEVICE, SERVER, OPERATOR)}
+"""Those that an administrator can ask for; an attestation key's certificate is issued on evidence only. EST issues
+neither servers' nor operators'."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Subject:
         name: common name.
         dns: dNSName alternative names, lower case.
         addresses: iPAddress alternative names.
+        mail: rfc822Name alternative names.
         hardware: otherName alternative names that tell its TPM.
         policies: what was verified about the key and its TPM (certificatePolicies).
     """
@@ -88,6 +92,7 @@ class Subject:
     name: str
     dns: tuple[str, ...]
     addresses: tuple[IPv4Address | IPv6Address, ...] = ()
+    mail: tuple[str, ...] = ()
     hardware: tuple[x509.OtherName, ...] = ()
     policies: tuple[ObjectIdentifier, ...] = ()
 
@@ -97,6 +102,11 @@ class Subject:
     ) -> Subject:
         """A device: its name is its common name and its one dNSName."""
         return cls(name=name, dns=(name,), hardware=hardware, policies=policies)
+
+    @classmethod
+    def operator(cls, name: str) -> Subject:
+        """An operator: the mail address is the common name and the one rfc822Name."""
+        return cls(name=name, dns=(), mail=(name,))
 
 
 @dataclass(frozen=True)
@@ -143,11 +153,12 @@ def build_leaf(
     not_after = min(now + profile.lifetime, issuer.certificate.not_valid_after_utc)
     names: list[x509.GeneralName] = [x509.DNSName(name) for name in subject.dns]
     names += [x509.IPAddress(address) for address in subject.addresses]
+    names += [x509.RFC822Name(address) for address in subject.mail]
     names += subject.hardware
     builder = _builder(_common_name(subject.name), public_key, now=now, not_after=not_after)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_key_usage(digital_signature=True), critical=True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([profile.extended_key_usage]), critical=False)
+    builder = builder.add_extension(x509.ExtendedKeyUsage(profile.extended_key_usages), critical=False)
     builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     if subject.policies:
         builder = builder.add_extension(_policies(subject.policies), critical=False)

@@ -17,6 +17,7 @@ from support.authority import attacking_extensions, make_csr, new_key
 from tpm_mtls.certificates import load_certificates
 from tpm_mtls.cli import run
 from tpm_mtls.errors import UsageError
+from tpm_mtls.operator_names import operator_name
 from tpm_mtls_pki.cli_serve import parse_listen
 from tpm_mtls_pki.cli_token import parse_ttl
 
@@ -78,6 +79,14 @@ def test_a_public_key_will_do_instead_of_a_csr(pki: Pki, secret: str, tmp_path: 
     assert pki("issue", "--public-key", file, "--profile", "server", "--ip", "::1", "--passphrase", secret, status=5)
 
 
+def test_an_operators_key_is_never_a_devices(pki: Pki, secret: str, csr: Path) -> None:
+    answer = pki("issue", "--csr", csr, "--profile", "operator", "--name", "alice@example.com", "--passphrase", secret)
+    assert answer["subject"] == "alice@example.com"
+    assert operator_name(x509.load_pem_x509_certificate(answer["pem"].encode())) == "alice@example.com"
+    refused = pki("issue", "--csr", csr, "--profile", "device", "--name", "dev", "--passphrase", secret, status=5)
+    assert "the key is refused: key-of-another" in refused
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -87,6 +96,11 @@ def test_a_public_key_will_do_instead_of_a_csr(pki: Pki, secret: str, tmp_path: 
         (["--profile", "device", "--name", "Upper"], "not a device name: 'Upper'"),
         (["--profile", "server"], "a server needs a name or an address"),
         (["--profile", "server", "--ip", "1.2.3"], "'1.2.3' does not appear to be an ipv4 or ipv6 address"),
+        (["--profile", "operator"], "an operator has one name"),
+        (["--profile", "operator", "--name", "a@b.example", "--name", "c@b.example"], "an operator has one name"),
+        (["--profile", "operator", "--name", "a@b.example", "--ip", "::1"], "an operator has one name"),
+        (["--profile", "operator", "--name", "sensor-1.example"], "not an operator's name: 'sensor-1.example'"),
+        (["--profile", "device", "--name", "alice@example.com"], "not a device name: 'alice@example.com'"),
         (["--profile", "ca", "--name", "x"], "'ca' is not one of"),
     ],
 )

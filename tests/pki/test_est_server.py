@@ -30,7 +30,7 @@ from tpm_mtls.device_names import device_name
 from tpm_mtls.errors import StateError, UsageError
 from tpm_mtls_pki import audit, crl, records
 from tpm_mtls_pki.csr import CheckedCsr
-from tpm_mtls_pki.profiles import DEVICE, SERVER, Subject, build_leaf
+from tpm_mtls_pki.profiles import DEVICE, OPERATOR, SERVER, Subject, build_leaf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -244,6 +244,20 @@ def test_tls_refuses_what_is_no_client_certificate_of_ours(host: EstHost, regist
     server = registrar.issue(SERVER, Subject("s.example", ("s.example",)), CheckedCsr(key.public_key())).certificate
     with pytest.raises(ssl.SSLError, match="UNSUPPORTED_CERTIFICATE"):
         host.enroll(make_csr(key), renew=True, context=host.context(server, key))
+
+
+@pytest.mark.parametrize(("renew", "refusal"), [(True, 403), (False, 401)])
+def test_an_operator_gets_no_certificate_by_est(
+    host: EstHost, registrar: Registrar, *, renew: bool, refusal: int
+) -> None:
+    """TLS lets it in, since it may be a client; the profile decides."""
+    key = new_key()
+    subject = Subject.operator("alice@example.com")
+    certificate = registrar.issue(OPERATOR, subject, CheckedCsr(key.public_key())).certificate
+    status, *_ = host.enroll(make_csr(key), renew=renew, context=host.context(certificate, key))
+    assert status == refusal
+    with registrar.authority.database.reading() as connection:
+        assert [each.profile for each in records.listing(connection) if each.subject != "localhost"] == ["operator"]
 
 
 def test_a_client_whose_certificate_tls_refuses_learns_why(

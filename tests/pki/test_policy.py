@@ -73,6 +73,7 @@ def test_a_good_certificate_permits_its_device() -> None:
         (WITH_TOKEN, Reason.NO_CREDENTIALS),
         (dataclasses.replace(WITH_CERTIFICATE, current=None), Reason.CERTIFICATE_UNKNOWN),
         (certificate(profile="server"), Reason.NOT_A_DEVICE),
+        (certificate(profile="operator"), Reason.NOT_A_DEVICE),
         (certificate(revoked_at=NOW), Reason.CERTIFICATE_REVOKED),
         (certificate(not_after=NOW - timedelta(seconds=1)), Reason.CERTIFICATE_EXPIRED),
     ],

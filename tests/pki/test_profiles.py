@@ -17,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from support.authority import CRL_URL, NOW, PASSPHRASE, new_key
 from tpm_mtls.certificates import Purpose, check_chain
 from tpm_mtls.device_identity import (
+    EKU_OPERATOR,
     POLICY_FIXED,
     POLICY_RESIDENT,
     POLICY_RESTRICTED,
@@ -28,7 +29,7 @@ from tpm_mtls.errors import CertificateExpiredError, CredentialError, CsrRefused
 from tpm_mtls_pki import crl, records
 from tpm_mtls_pki.cli_revocation import sign_crl
 from tpm_mtls_pki.csr import CheckedCsr
-from tpm_mtls_pki.profiles import ATTESTATION, DEVICE, ISSUING_LIFETIME, SERVER, Subject, build_leaf
+from tpm_mtls_pki.profiles import ATTESTATION, DEVICE, ISSUING_LIFETIME, OPERATOR, SERVER, Subject, build_leaf
 from tpm_mtls_pki.records import REASONS
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 SUBJECTS = {
     "device": Subject.device("sensor-1.example"),
     "server": Subject("h.example", ("h.example", "www.example"), (ipaddress.ip_address("::1"),)),
+    "operator": Subject.operator("alice@example.com"),
 }
 
 
@@ -72,15 +74,16 @@ def verify(registrar: Registrar, certificate: x509.Certificate, *arguments: str)
 
 
 @pytest.mark.parametrize(
-    ("profile", "usage", "purpose"),
+    ("profile", "usages", "purpose"),
     [
-        (DEVICE, ExtendedKeyUsageOID.CLIENT_AUTH, "sslclient"),
-        (SERVER, ExtendedKeyUsageOID.SERVER_AUTH, "sslserver"),
+        (DEVICE, [ExtendedKeyUsageOID.CLIENT_AUTH], "sslclient"),
+        (SERVER, [ExtendedKeyUsageOID.SERVER_AUTH], "sslserver"),
+        (OPERATOR, [ExtendedKeyUsageOID.CLIENT_AUTH, EKU_OPERATOR], "sslclient"),
     ],
 )
 @pytest.mark.parametrize("key", [new_key(), rsa.generate_private_key(65537, 2048)], ids=["ec", "rsa"])
 def test_a_leaf_has_the_extensions_of_its_profile_and_no_others(
-    registrar: Registrar, profile: Profile, usage: x509.ObjectIdentifier, purpose: str, key: rsa.RSAPrivateKey
+    registrar: Registrar, profile: Profile, usages: list[x509.ObjectIdentifier], purpose: str, key: rsa.RSAPrivateKey
 ) -> None:
     subject = SUBJECTS[profile.name]
     certificate = registrar.issue(profile, subject, CheckedCsr(key.public_key())).certificate
@@ -95,16 +98,32 @@ def test_a_leaf_has_the_extensions_of_its_profile_and_no_others(
         "CRLDistributionPoints": False,
     }
     assert extensions[x509.BasicConstraints][1] == x509.BasicConstraints(ca=False, path_length=None)
-    assert list(extensions[x509.ExtendedKeyUsage][1]) == [usage]  # type: ignore[call-overload]
+    assert list(extensions[x509.ExtendedKeyUsage][1]) == usages  # type: ignore[call-overload]
     text = str(extensions[x509.CRLDistributionPoints][1])
     assert f"{CRL_URL}/issuing.crl" in text
     names = extensions[x509.SubjectAlternativeName][1]
     assert isinstance(names, x509.SubjectAlternativeName)
     assert tuple(names.get_values_for_type(x509.DNSName)) == subject.dns
     assert tuple(names.get_values_for_type(x509.IPAddress)) == subject.addresses
+    assert tuple(names.get_values_for_type(x509.RFC822Name)) == subject.mail
     assert ": OK" in verify(registrar, certificate, "-purpose", purpose)
     other = {"sslclient": "sslserver", "sslserver": "sslclient"}[purpose]
     assert "nsuitable certificate purpose" in verify(registrar, certificate, "-purpose", other)
+
+
+def test_openssl_reads_an_operators_certificate(registrar: Registrar) -> None:
+    subject = Subject.operator("alice@example.com")
+    certificate = registrar.issue(OPERATOR, subject, CheckedCsr(new_key().public_key())).certificate
+    (registrar.authority.folder / "x.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    text = subprocess.run(
+        ["openssl", "x509", "-in", registrar.authority.folder / "x.pem", "-noout", "-text"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "Subject: CN = alice@example.com" in text
+    assert "TLS Web Client Authentication, 2.25.92675513810322693390180826212303619048" in text
+    assert "email:alice@example.com" in text
 
 
 TPM = TpmIdentity(bytes(range(32)))
