@@ -1,47 +1,28 @@
-"""One request to the CA over TLS with the device key: a program, ``python -m tpm_mtls_keygen.device_request``.
+"""One request over TLS with the device key: a program, ``python -m tpm_mtls.device_requests.child``.
 
 It reads a `Job` from its standard input and writes a `Result` to its standard output, both as JSON. It uses OpenSSL's
-tpm2 provider, and neither `tpm_mtls.tpm` nor anything else of tpm2-pytss: see `tpm_mtls_keygen.device_transport`.
+tpm2 provider, and neither `tpm_mtls.tpm` nor anything else of tpm2-pytss: see `tpm_mtls.device_requests`.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from tpm_mtls.authorization import Secret
+from tpm_mtls.device_requests.https import HttpsTransport
+from tpm_mtls.device_requests.messages import Job, Result
 from tpm_mtls.errors import TpmMtlsError
 from tpm_mtls.identity import Identity
 from tpm_mtls.key_reference import parse_key_reference
 from tpm_mtls.tls import client_context
-from tpm_mtls_keygen.est_transport import Answer, HttpsTransport, Request, Timeouts
-from tpm_mtls_keygen.est_url import EstUrl
 
-
-class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be sent, whereto and as whom; see `DeviceTransport`."""
-
-    url: str
-    key: str
-    certificate: str
-    trust: str
-    tcti: str | None
-    authorization: bytes | None
-    timeouts: Timeouts
-    request: Request
-
-
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer; or the error: the name of its class, its text, its hint, and its other attributes."""
-
-    answer: Answer | None = None
-    kind: str = ""
-    message: str = ""
-    hint: str = ""
-    facts: dict[str, Any] = {}
+if TYPE_CHECKING:
+    from types import FrameType
 
 
 def perform(job: Job) -> Result:
@@ -50,7 +31,7 @@ def perform(job: Job) -> Result:
     authorization = Secret(job.authorization) if job.authorization is not None else None
     try:
         context = client_context(identity, tcti=job.tcti, authorization=authorization)
-        with HttpsTransport(EstUrl.parse(job.url), context, job.timeouts) as transport:
+        with HttpsTransport(job.server, context, job.timeouts) as transport:
             return Result(answer=transport.send(job.request))
     except TpmMtlsError as error:
         facts = {name: value for name, value in vars(error).items() if name != "hint"}
@@ -58,9 +39,14 @@ def perform(job: Job) -> Result:
 
 
 def main() -> None:
-    """The program."""
+    """The program. SIGTERM ends it in order: nothing of it stays loaded in a TPM without resource manager."""
+    signal.signal(signal.SIGTERM, _end)
     result = perform(msgspec.json.decode(sys.stdin.buffer.read(), type=Job))
     sys.stdout.buffer.write(msgspec.json.encode(result))
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

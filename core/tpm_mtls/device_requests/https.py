@@ -1,6 +1,6 @@
-"""HTTPS to an EST server: one request and its whole answer, in bounded time; and what can go wrong on the way.
+"""HTTPS: one request and its whole answer, in bounded time; and what can go wrong on the way.
 
-No TPM is used here: also the process that renews, which speaks to OpenSSL's provider, does it so.
+No TPM is used here but by the TLS context, if its key is in one.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import socket
 import ssl
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from urllib3.connection import HTTPSConnection
 from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
 
-from tpm_mtls import est
+from tpm_mtls.device_requests.messages import Answer
 from tpm_mtls.errors import (
     CertificateExpiredError,
     CertificateNotYetValidError,
@@ -34,84 +33,22 @@ if TYPE_CHECKING:
 
     from urllib3.response import HTTPResponse
 
-    from tpm_mtls_keygen.est_url import EstUrl
+    from tpm_mtls.device_requests.messages import Request, Server, Timeouts
 
 _COOKIE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}=[!#-+\--:<-\[\]-~]{0,512}")  # RFC 6265, 4.1.1
 _COOKIES_LIMIT = 4
 
 
-@dataclass(frozen=True)
-class Timeouts:
-    """In seconds.
-
-    Attributes:
-        step: for connecting, for the TLS handshake, and for the next bytes of an answer.
-        exchange: for a request and its whole answer, however slowly that trickles.
-    """
-
-    step: float = 20.0
-    exchange: float = 60.0
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request to an EST server.
-
-    Attributes:
-        method: ``GET`` or ``POST``.
-        path: of the operation, such as ``/cacerts``, below the URL's own.
-        body: the body of a POST.
-        headers: its own header fields.
-    """
-
-    method: str
-    path: str
-    body: bytes | None
-    headers: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer, whatever its status.
-
-    Attributes:
-        status: HTTP status.
-        content_type: its Content-Type, if it names one.
-        retry_after: its Retry-After, if it has one.
-        cookies: ``name=value`` of the cookies that it sets.
-        body: at most one byte more than `est.BODY_LIMIT`.
-    """
-
-    status: int
-    content_type: str | None
-    retry_after: str | None
-    cookies: tuple[str, ...]
-    body: bytes
-
-
-class Transport(Protocol):
-    """Takes a request to the server and brings the answer."""
-
-    def send(self, request: Request) -> Answer:
-        """The answer to ``request``.
-
-        Raises:
-            PeerUnreachableError: nobody answers, or not in time.
-            PeerUntrustedError, CertificateExpiredError, CertificateNotYetValidError: of the server's TLS certificate.
-            HandshakeError: TLS failed otherwise.
-        """
-
-
 class HttpsTransport:
-    """One connection to the server at ``url``, whose TLS certificate ``context`` verifies; a context manager.
+    """One connection to ``server``, whose TLS certificate ``context`` verifies; a context manager.
 
     It is opened by the first request, and again by the next one where the server has closed it.
     """
 
-    def __init__(self, url: EstUrl, context: ssl.SSLContext, timeouts: Timeouts) -> None:
-        self._url = url
+    def __init__(self, server: Server, context: ssl.SSLContext, timeouts: Timeouts) -> None:
+        self._server = server
         self._timeouts = timeouts
-        self._connection = HTTPSConnection(url.host, url.port, timeout=timeouts.step, ssl_context=context)
+        self._connection = HTTPSConnection(server.host, server.port, timeout=timeouts.step, ssl_context=context)
 
     def __enter__(self) -> Self:
         return self
@@ -131,13 +68,13 @@ class HttpsTransport:
         try:
             connection.request(
                 request.method,
-                self._url.base + request.path,
+                self._server.base + request.path,
                 request.body,
                 {"User-Agent": "tpm-mtls", **request.headers},
                 preload_content=False,
                 decode_content=False,
             )
-            answer = _receive(connection.getresponse())
+            answer = _receive(connection.getresponse(), request.limit)
             if overdue.is_set():  # an answer without a length ends where it was cut
                 raise TimeoutError
         except ssl.SSLError as error:
@@ -150,22 +87,18 @@ class HttpsTransport:
         return answer
 
     def _unreachable(self, what: str) -> PeerUnreachableError:
-        return PeerUnreachableError(
-            f"the CA at {self._url} {what}",
-            hint="check the URL, the network and whether the CA runs; --wait SECONDS keeps trying",
-            host=self._url.host,
-        )
+        return PeerUnreachableError(f"{self._server} {what}", hint=self._server.advice, host=self._server.host)
 
     def _tls_error(self, error: ssl.SSLError) -> TpmMtlsError:
-        where = f"the CA at {self._url}"
+        where = str(self._server)
         if isinstance(error, ssl.SSLCertVerificationError):
             return self._verification_error(error, where)
         if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             return self._unreachable("ended the connection")
         return HandshakeError(
             f"the TLS connection to {where} failed: {(error.reason or str(error)).lower().replace('_', ' ')}",
-            hint="does it speak TLS 1.3, and is it the CA's port?",
-            host=self._url.host,
+            hint=f"does it speak TLS 1.3, and is it the port of {self._server.role}?",
+            host=self._server.host,
         )
 
     def _verification_error(self, error: ssl.SSLCertVerificationError, where: str) -> TpmMtlsError:
@@ -177,19 +110,19 @@ class HttpsTransport:
         if error.verify_code == HAS_EXPIRED:
             return CertificateExpiredError(
                 f"the TLS certificate of {where} has expired by this device's clock",
-                hint="is the clock right (date -u)? else the CA needs a new one",
+                hint=f"is the clock right (date -u)? else {self._server.role} needs a new one",
             )
         found = refusal_reason(error)
         return PeerUntrustedError(
-            f"the TLS certificate of {where} is not trusted: {found.text}", hint=found.hint, host=self._url.host
+            f"the TLS certificate of {where} is not trusted: {found.text}", hint=found.hint, host=self._server.host
         )
 
 
-def _receive(response: HTTPResponse) -> Answer:
+def _receive(response: HTTPResponse, limit: int) -> Answer:
     """The whole answer, or as much of its body as it takes to be refused as too large."""
     body = b""
     # to the end of the file: only there urllib3 notices that less came than Content-Length promised
-    while len(body) <= est.BODY_LIMIT and (chunk := response.read(est.BODY_LIMIT + 1 - len(body))):
+    while len(body) <= limit and (chunk := response.read(limit + 1 - len(body))):
         body += chunk
     found = (_COOKIE.match(value) for value in response.headers.getlist("Set-Cookie"))
     return Answer(

@@ -1,0 +1,144 @@
+"""Sends a request as the device itself: over TLS with the device key, in a process of its own.
+
+What the child gets, the key's authorization value among it, goes through a pipe: nobody else can see it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from tpm_mtls import errors
+from tpm_mtls.device_requests.messages import BODY_LIMIT, Answer, Job, Request, Result, Server, Timeouts
+from tpm_mtls.errors import PeerUnreachableError, TpmMtlsError, UsageError
+
+if TYPE_CHECKING:
+    from tpm_mtls.authorization import Secret
+    from tpm_mtls.identity import Identity
+
+_START: Final = 60.0  # seconds for starting Python and loading the key, on a slow board with a slow TPM
+_END: Final = 10.0  # seconds for a child to end in order when it is told to
+
+_CHILD = "tpm_mtls.device_requests.child"
+_UNIT = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}  # what systemd says to the parent alone
+
+
+@dataclass(frozen=True)
+class DeviceTransport:
+    """A `tpm_mtls.device_requests.messages.Transport` to ``server``, with the identity of the device.
+
+    Attributes:
+        server: whom to ask.
+        identity: key, certificate and trust anchors.
+        tcti: where the TPM is; where it has no resource manager, nobody in this process may have it open.
+        authorization: the key's authorization value, if it has one.
+        timeouts: for connection and answer.
+    """
+
+    server: Server
+    identity: Identity
+    tcti: str | None = None
+    authorization: Secret | None = None
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+    def send(self, request: Request) -> Answer:
+        """As `Transport.send`; besides:
+
+        Raises:
+            TpmUnavailableError, TpmRefusedError, CredentialError, OpensslError, StorageError: as
+                `tpm_mtls.tls.client_context`.
+            UsageError: the body is larger than `BODY_LIMIT`.
+        """  # noqa: D415 - the sentence goes on in the list
+        job = self._job(request)
+        try:
+            ended = subprocess.run(
+                _command(), input=job, stdout=subprocess.PIPE, check=False, timeout=self._patience, env=_environment()
+            )
+        except subprocess.TimeoutExpired as error:
+            raise self._late() from error
+        return _unpack(ended.stdout, self.server)
+
+    async def send_async(self, request: Request) -> Answer:
+        """As `send`, while the event loop goes on; where its task is cancelled, the child is ended and waited for."""
+        job = self._job(request)
+        pipe = asyncio.subprocess.PIPE
+        child = await asyncio.create_subprocess_exec(*_command(), stdin=pipe, stdout=pipe, env=_environment())
+        try:
+            async with asyncio.timeout(self._patience):
+                said, _ = await child.communicate(job)
+        except TimeoutError as error:
+            raise self._late() from error
+        finally:
+            await _ended(child)
+        return _unpack(said, self.server)
+
+    @property
+    def _patience(self) -> float:
+        return _START + self.timeouts.exchange
+
+    def _job(self, request: Request) -> bytes:
+        if request.body is not None and len(request.body) > BODY_LIMIT:
+            raise UsageError(
+                f"the request to {self.server} is {len(request.body)} bytes long",
+                hint=f"no more than {BODY_LIMIT} bytes are sent at once",
+            )
+        return msgspec.json.encode(
+            Job(
+                server=self.server,
+                key=str(self.identity.key),
+                certificate=str(self.identity.certificate),
+                trust=str(self.identity.trust),
+                tcti=self.tcti,
+                authorization=self.authorization.value if self.authorization else None,
+                timeouts=self.timeouts,
+                request=request,
+            )
+        )
+
+    def _late(self) -> PeerUnreachableError:
+        return PeerUnreachableError(
+            f"{self.server} did not answer in time", hint=self.server.advice, host=self.server.host
+        )
+
+
+async def _ended(child: asyncio.subprocess.Process) -> None:
+    """Ends a child that still runs: in order if it can, so that nothing of it stays in the TPM."""
+    if child.returncode is not None:
+        return
+    with suppress(ProcessLookupError):  # it may end at this very moment
+        child.terminate()
+    try:
+        async with asyncio.timeout(_END):
+            await child.wait()
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-P", "-m", _CHILD]
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in _UNIT}
+
+
+def _unpack(said: bytes, server: Server) -> Answer:
+    try:
+        result = msgspec.json.decode(said, type=Result)
+    except msgspec.DecodeError as error:
+        raise TpmMtlsError(
+            f"the process that speaks to {server.role} ended without a result", hint="what it said stands above"
+        ) from error
+    if result.answer is not None:
+        return result.answer
+    kind = getattr(errors, result.kind, TpmMtlsError)
+    raise kind(result.message, hint=result.hint, **result.facts)
