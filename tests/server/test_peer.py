@@ -1,4 +1,4 @@
-"""Who is calling, by the certificate alone."""
+"""Who is calling, by the certificate alone: a device or an operator, never both."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.device_ca import DAY, DeviceCa, leaf
+from tpm_mtls.device_identity import EKU_ATTESTATION_KEY, EKU_OPERATOR, TpmIdentity
 from tpm_mtls.errors import CertificateExpiredError, CertificateNotYetValidError, CredentialError
-from tpm_mtls_server.peer import CERTIFICATE_LIMIT, Peer, check_dates, identify
+from tpm_mtls_server.peer import CERTIFICATE_LIMIT, DevicePeer, OperatorPeer, Peer, check_dates, identify
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,11 +32,60 @@ def test_a_device_certificate_names_its_device(ca: DeviceCa) -> None:
     device = ca.device("sensor-17.example")
     peer = identify(der(device))
     certificate = leaf(device)
-    assert peer.device == "sensor-17.example"
+    assert isinstance(peer, DevicePeer)
+    assert (peer.name, peer.device, peer.tpm) == ("sensor-17.example", "sensor-17.example", None)
     assert peer.serial == certificate.serial_number
     assert peer.issuer == ca.issuing.subject.public_bytes()
     assert peer.issuer_key == x509.SubjectKeyIdentifier.from_public_key(ca.issuing.public_key()).digest
     assert (peer.not_before, peer.not_after) == (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+
+
+def test_a_device_certificate_names_its_tpm(ca: DeviceCa) -> None:
+    tpm = TpmIdentity(bytes(range(32)))
+    peer = identify(der(ca.device(names=[x509.DNSName("sensor-17"), *tpm.names()])))
+    assert isinstance(peer, DevicePeer)
+    assert (peer.device, peer.tpm) == ("sensor-17", tpm)
+    with pytest.raises(CredentialError, match="does not name its TPM"):
+        identify(der(ca.device(names=[x509.DNSName("sensor-17"), tpm.names()[0]])))
+
+
+def test_an_operators_certificate_names_its_operator(ca: DeviceCa) -> None:
+    operator = ca.operator("alice@example.com")
+    peer = identify(der(operator))
+    assert isinstance(peer, OperatorPeer)
+    assert not isinstance(peer, DevicePeer)
+    assert peer.name == "alice@example.com"
+    assert peer.serial == leaf(operator).serial_number
+
+
+CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
+MAIL, HOST = x509.RFC822Name("alice@example.com"), x509.DNSName("sensor-17")
+
+
+@pytest.mark.parametrize(
+    ("usages", "names", "match"),
+    [
+        ([CLIENT], [MAIL], "names no single device"),
+        ([CLIENT], [HOST, MAIL], "names no single device"),
+        ([CLIENT, EKU_OPERATOR], [HOST], "names no single operator"),
+        ([CLIENT, EKU_OPERATOR], [HOST, MAIL], "names no single operator"),
+        ([CLIENT, EKU_OPERATOR], [MAIL, HOST], "names no single operator"),
+        ([CLIENT, EKU_OPERATOR], [MAIL, x509.RFC822Name("bob@example.com")], "names no single operator"),
+        ([CLIENT, EKU_OPERATOR], [MAIL, *TpmIdentity(bytes(32)).names()], "names no single operator"),
+        ([CLIENT, EKU_OPERATOR], [x509.RFC822Name("Alice@example.com")], "names no single operator"),
+        ([CLIENT, EKU_OPERATOR], [x509.DirectoryName(x509.Name([]))], "names no single operator"),
+        ([CLIENT, EKU_OPERATOR, SERVER], [MAIL], "an operator's and something else's"),
+        ([CLIENT, EKU_OPERATOR, EKU_ATTESTATION_KEY], [MAIL], "an operator's and something else's"),
+        ([CLIENT, EKU_OPERATOR, EKU_OPERATOR], [MAIL], "an operator's and something else's"),
+        ([EKU_OPERATOR], [MAIL], "not for TLS clients"),
+        ([EKU_OPERATOR, SERVER], [MAIL], "not for TLS clients"),
+    ],
+)
+def test_what_is_half_a_device_and_half_an_operator_is_neither(
+    ca: DeviceCa, usages: list[x509.ObjectIdentifier], names: list[x509.GeneralName], match: str
+) -> None:
+    with pytest.raises(CredentialError, match=match):
+        identify(der(ca.device(names=names, usages=usages)))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +139,7 @@ def test_a_ca_certificate_is_refused(ca: DeviceCa) -> None:
 )
 def test_a_malformed_certificate_is_refused(ca: DeviceCa, part: bytes, wrong: bytes, match: str) -> None:
     certificate = der(ca.device("a"))
-    assert identify(certificate).device == "a"
+    assert identify(certificate).name == "a"
     with pytest.raises(CredentialError, match=match):
         identify(certificate.replace(part, wrong, 1))
 
@@ -111,7 +161,21 @@ def test_a_damaged_certificate_gives_a_peer_or_one_kind_of_error(good: bytes, da
     patch = data.draw(st.binary(min_size=1, max_size=4))
     damaged = good[:position] + patch + good[position + data.draw(st.integers(0, 4)) :]
     with contextlib.suppress(CredentialError):
-        assert isinstance(identify(damaged), Peer)
+        assert isinstance(identify(damaged), DevicePeer)
+
+
+@pytest.fixture(scope="module")
+def operators(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return der(DeviceCa(tmp_path_factory.mktemp("ca")).operator())
+
+
+@given(data=st.data())
+def test_a_damaged_operators_certificate_never_gives_a_device(operators: bytes, data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, len(operators) - 1))
+    patch = data.draw(st.binary(min_size=1, max_size=4))
+    damaged = operators[:position] + patch + operators[position + data.draw(st.integers(0, 4)) :]
+    with contextlib.suppress(CredentialError):
+        assert isinstance(identify(damaged), OperatorPeer)
 
 
 def test_dates_include_both_ends(ca: DeviceCa) -> None:

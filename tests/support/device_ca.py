@@ -1,4 +1,4 @@
-"""A small CA with the project's profiles (device, server, CRL), on ``cryptography`` only: independent of ``pki``."""
+"""A small CA with the project's profiles (device, operator, server, CRL), on ``cryptography`` only, not on ``pki``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from tpm_mtls.device_identity import EKU_OPERATOR
 from tpm_mtls.identity import Identity
 from tpm_mtls.key_reference import KeyFile
 
@@ -65,6 +66,16 @@ class DeviceCa:
             authority=authority,
         )
         return self._identity(name, key, certificate)
+
+    def operator(
+        self,
+        name: str = "alice@example.com",
+        *,
+        names: Sequence[x509.GeneralName] | None = None,
+        usages: Iterable[x509.ObjectIdentifier] = (ExtendedKeyUsageOID.CLIENT_AUTH, EKU_OPERATOR),
+    ) -> Identity:
+        """An operator's identity with a software key; the arguments replace what the profile says."""
+        return self.device(name, names=names or [x509.RFC822Name(name)], usages=usages)
 
     def server(self, name: str = "localhost") -> Identity:
         """A server's identity with a software key, for ``name`` and 127.0.0.1."""
