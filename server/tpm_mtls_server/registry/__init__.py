@@ -18,6 +18,7 @@ from tpm_mtls_server.registry.rows import (
     ReferenceRow,
     StandingVerdict,
 )
+from tpm_mtls_server.registry.summary import Summary
 
 __all__ = [
     "AttestationKeyRow",
@@ -32,4 +33,5 @@ __all__ = [
     "ReferenceRow",
     "Registry",
     "StandingVerdict",
+    "Summary",
 ]

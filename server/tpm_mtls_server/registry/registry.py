@@ -17,6 +17,7 @@ from tpm_mtls_server.registry.rows import (
     quote_row,
     seconds,
 )
+from tpm_mtls_server.registry.summary import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         ObservationRow,
         QuoteRow,
     )
+    from tpm_mtls_server.registry.summary import Summary
 
 PAGE: Final = 1000
 """Rows of a list, unless somebody wants fewer."""
@@ -109,6 +111,11 @@ class Registry:
                     if len(found) == limit:
                         break
         return found
+
+    def summary(self, now: datetime) -> Summary:
+        """How many devices there are at ``now``, by state and by what they lack."""
+        with self._database.reading() as connection:
+            return summarize(connection, now)
 
     def quotes(self, name: str) -> list[QuoteRow]:
         """The quotes of a device that are kept, the newest first."""
