@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 import sqlalchemy
 from sqlalchemy import case, func
 
+from tpm_mtls.attestation.health import FailureKind
 from tpm_mtls.attestation.messages import DeviceState
 from tpm_mtls_server.registry import schema
 from tpm_mtls_server.registry.rows import seconds
@@ -28,7 +29,7 @@ class Summary:
     Attributes:
         states: by state; each state is there.
         reporting: those that ever reported their health.
-        failures: of them, those whose last report has a failure, by the failure's class; only classes that occur.
+        failures: of them, those whose last report has a failure, by the failure's class; each class is there.
     """
 
     states: Mapping[DeviceState, int]
@@ -60,11 +61,11 @@ def summarize(connection: Connection, now: datetime) -> Summary:
     counted = connection.execute(sqlalchemy.select(state, func.count()).group_by(state)).all()
     states = dict.fromkeys(DeviceState, 0) | {DeviceState(name): count for name, count in counted}
     reports = connection.execute(sqlalchemy.select(devices.health).where(devices.health.is_not(None)))
-    reporting, failures = 0, Counter[str]()
+    reporting, failures = 0, Counter[str](dict.fromkeys(get_args(FailureKind), 0))
     for (report,) in reports:
         reporting += 1
         failures.update({failure.kind for failure in _decoder.decode(report).failures})
-    return Summary(states, reporting, dict(sorted(failures.items())))
+    return Summary(states, reporting, failures)
 
 
 _decoder = msgspec.json.Decoder(_Report)
