@@ -5,15 +5,12 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tpm2_pytss.constants import ESYS_TR, TPM2_ALG
+from tpm2_pytss.constants import ESYS_TR
 from tpm2_pytss.types import (
     TPM2B_PRIVATE,
     TPM2B_SENSITIVE_CREATE,
     TPM2B_TEMPLATE,
-    TPMS_SCHEME_HASH,
     TPMS_SENSITIVE_CREATE,
-    TPMT_SIG_SCHEME,
-    TPMU_SIG_SCHEME,
 )
 
 from tpm_mtls.errors import (
@@ -25,7 +22,7 @@ from tpm_mtls.errors import (
 )
 from tpm_mtls.tpm.attestation import Attestation
 from tpm_mtls.tpm.boundary import command, public_area, says_damaged, sized_public
-from tpm_mtls.tpm.capabilities import read_facts, read_persistent_handles
+from tpm_mtls.tpm.capabilities import Capabilities, read_facts, read_persistent_handles
 from tpm_mtls.tpm.counter import Counters
 from tpm_mtls.tpm.ecdh import KeyAgreement
 from tpm_mtls.tpm.endorsement import EndorsementKeys
@@ -36,6 +33,7 @@ from tpm_mtls.tpm.pcrs import Pcrs
 from tpm_mtls.tpm.policy_session import PolicySessions
 from tpm_mtls.tpm.sealing import Sealing
 from tpm_mtls.tpm.sessions import Sessions
+from tpm_mtls.tpm.signing import Signing
 from tpm_mtls.tpm.storage_root import StorageRootKey
 from tpm_mtls.tpm.templates import hierarchy_parent_template, without_unique
 from tpm_mtls.tpm.values import LoadedKey, PersistentObject, TpmFacts
@@ -49,6 +47,7 @@ if TYPE_CHECKING:
     from tpm_mtls.authorization import Secret
     from tpm_mtls.structures import PublicArea
     from tpm_mtls.tpm.duplication import Duplicate
+    from tpm_mtls.tpm.policy_session import Proof
     from tpm_mtls.tpm.resources import Resources
 
 OWNER_HIERARCHY = 0x40000001
@@ -56,7 +55,6 @@ OWNER_HIERARCHY = 0x40000001
 
 _NO_COMMAND = 0x143  # TPM_RC_COMMAND_CODE: part 2, 6.6.3
 _NV_DEFINED = 0x14C  # TPM_RC_NV_DEFINED
-_HASHES = {"sha256": TPM2_ALG.SHA256, "sha384": TPM2_ALG.SHA384, "sha512": TPM2_ALG.SHA512}
 
 
 class Tpm:
@@ -73,6 +71,7 @@ class Tpm:
         nv: its NV memory.
         counters: counters in it.
         pcrs: its platform configuration registers.
+        capabilities: what it says about itself.
         sessions: sessions that keep secrets from its bus.
         sealing: data that it alone gives back.
         nv_secrets: secrets in its NV memory.
@@ -94,11 +93,13 @@ class Tpm:
         self.nv = NvMemory(resources)
         self.counters = Counters(resources, self.nv)
         self.pcrs = Pcrs(resources)
+        self.capabilities = Capabilities(resources)
         self.sessions = Sessions(resources, self.srk, expected_srk_name)
         policies = PolicySessions(resources, self.sessions)
         self.sealing = Sealing(self, resources, self.sessions, policies, srk_authorization)
         self.nv_secrets = NvSecrets(self, resources, self.sessions, policies)
         self.key_agreement = KeyAgreement(self, resources, self.sessions)
+        self._signing = Signing(resources)
         self._context = context
         self._resources = resources
         self._srk_authorization = srk_authorization
@@ -196,7 +197,9 @@ class Tpm:
         try:
             with (
                 self._parent(parent, rsa=rsa_parent) as resource,
-                self._command("load the key", option="--srk-auth"),
+                self._resources.loading(
+                    "load the key", Loaded("object", public=public.data.hex()), option="--srk-auth"
+                ),
             ):
                 handle = self._context.load(resource, TPM2B_PRIVATE(private), sized_public(public.data))
                 return self._loaded(handle, public, private, authorization)
@@ -224,8 +227,14 @@ class Tpm:
         self._resources.authorize(resource, authorization)
         return LoadedKey(public, b"", resource, self)
 
-    def sign(self, key: LoadedKey, digest: bytes, *, hash_name: str) -> bytes:
+    def sign(self, key: LoadedKey, digest: bytes, *, hash_name: str, proof: Proof | None = None) -> bytes:
         """A signature over ``digest``, made by ``hash_name``: ``sha256``, ``sha384`` or ``sha512`` (one command).
+
+        Args:
+            key: a signing key.
+            digest: what is signed.
+            hash_name: of which kind it is.
+            proof: the key's policy, if it has one: two commands more for one on PCRs, as in `PolicySessions.use`.
 
         Returns:
             ECDSA-Sig-Value in DER (RFC 3279, 2.2.3) for an ECC key, the RSASSA-PKCS1-v1_5 signature for an RSA key.
@@ -233,13 +242,10 @@ class Tpm:
         Raises:
             AuthorizationError: the key has another authorization value.
             TpmLockoutError: too many wrong ones were tried.
+            PolicyRefusedError: its policy does not hold now.
+            PolicyError: a signed policy is needed, and there is none, or only wrong ones.
         """
-        scheme = TPMT_SIG_SCHEME(
-            scheme=TPM2_ALG.ECDSA if key.public.algorithm.startswith("ecc-") else TPM2_ALG.RSASSA,
-            details=TPMU_SIG_SCHEME(any=TPMS_SCHEME_HASH(hashAlg=_HASHES[hash_name])),
-        )
-        with self._command("sign"):
-            return bytes(self._context.sign(ESYS_TR(key.resource), digest, scheme, None))
+        return self._signing.sign(key, digest, hash_name=hash_name, proof=proof)
 
     def persist(self, key: LoadedKey, handle: int) -> None:
         """Copies a loaded key to the persistent ``handle``; the loaded one stays loaded (one command).

@@ -144,5 +144,24 @@ class Sessions:
             raise _changed(public.name, now) from error
 
 
+class UnsaltedSessions(Sessions):
+    """Sessions that keep no secret from the bus, and need no storage root key: for what carries none."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._context = resources.context
+
+    @contextmanager
+    def _started(self, kind: TPM2_SE) -> Iterator[Any]:
+        nothing = TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL)
+        loaded = Loaded("policy" if kind == TPM2_SE.POLICY else "hmac")
+        with self._resources.loading("start a session with the TPM", loaded):
+            started = self._context.start_auth_session(ESYS_TR.NONE, ESYS_TR.NONE, kind, nothing, TPM2_ALG.SHA256)
+            self._resources.register(started)
+        with self._resources.flushing(started):
+            yield started
+            self._resources.ended(started)
+
+
 def _changed(expected: bytes, found: PublicArea | None) -> StorageRootKeyChangedError:
     return StorageRootKeyChangedError(expected=expected, found=found.name if found is not None else None)
