@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from tpm_mtls.device_identity import EKU_ATTESTATION_KEY
 from tpm_mtls.errors import (
     CertificateExpiredError,
     CertificateMismatchError,
@@ -57,6 +58,11 @@ class Purpose(enum.Enum):
 
     CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
     SERVER = ExtendedKeyUsageOID.SERVER_AUTH
+    ATTESTATION = EKU_ATTESTATION_KEY
+
+    def __str__(self) -> str:
+        """Whom such a certificate is for."""
+        return "attestation keys" if self is Purpose.ATTESTATION else f"TLS {self.name.lower()}s"
 
 
 def load_certificates(path: Path) -> tuple[x509.Certificate, ...]:
@@ -223,7 +229,7 @@ def _leaf_policy(purpose: Purpose) -> verification.ExtensionPolicy:
 
     def usage(_: verification.Policy, __: x509.Certificate, value: x509.ExtendedKeyUsage) -> None:
         if purpose.value not in value:
-            raise ValueError(f"the certificate is not for TLS {purpose.name.lower()}s")
+            raise ValueError(f"the certificate is not for {purpose}")
 
     either = verification.Criticality.AGNOSTIC
     policy = verification.ExtensionPolicy.permit_all()
@@ -234,7 +240,7 @@ def _leaf_policy(purpose: Purpose) -> verification.ExtensionPolicy:
 def _ca_policy(purpose: Purpose) -> verification.ExtensionPolicy:
     def usage(_: verification.Policy, __: x509.Certificate, value: x509.ExtendedKeyUsage | None) -> None:
         if value is not None and purpose.value not in value and ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE not in value:
-            raise ValueError(f"the CA may not certify TLS {purpose.name.lower()}s")
+            raise ValueError(f"the CA may not certify {purpose}")
 
     policy = verification.ExtensionPolicy.webpki_defaults_ca()
     return policy.may_be_present(x509.ExtendedKeyUsage, verification.Criticality.AGNOSTIC, usage)
