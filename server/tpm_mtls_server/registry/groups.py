@@ -11,7 +11,7 @@ import sqlalchemy
 
 from tpm_mtls.errors import StateError, UsageError
 from tpm_mtls_server.registry import audit, schema
-from tpm_mtls_server.registry.rows import Mode, ReferenceKind, group_row, reference_row, seconds
+from tpm_mtls_server.registry.rows import SIGNED_PCRS, Mode, ReferenceKind, group_row, reference_row, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from tpm_mtls_server.database import Database
     from tpm_mtls_server.registry.rows import GroupRow, ReferenceRow
-
-SIGNED_PCRS: Final = range(16)
-"""The PCRs that every quote signs."""
 
 REFERENCES: Final = 64
 """References of one group at the most."""

@@ -141,11 +141,18 @@ class Registry:
         with self._database.reading() as connection:
             return [audit_row(row) for row in connection.execute(query)]
 
-    def approve(self, name: str, *, by: str, now: datetime) -> BaselineRow:
+    def approve(self, name: str, *, by: str, now: datetime, boot: str | None = None) -> BaselineRow:
         """Takes what the device's last genuine quote showed as its baseline; its next quote is held against that.
 
+        Args:
+            name: the device.
+            by: who approves.
+            now: the present.
+            boot: only if this is the `ObservationRow.digest` of what it showed: it may have shown something else since
+                the operator looked.
+
         Raises:
-            StateError: there is no such device, or it has shown no genuine quote.
+            StateError: there is no such device, it has shown no genuine quote, or another than ``boot``.
         """
         with self._changing(name) as (connection, device):
             seen = connection.execute(schema.observations.select().where(schema.observations.c.device == name))
@@ -155,9 +162,15 @@ class Registry:
                     f"{device.name} has shown nothing that could be approved",
                     hint="let it send a quote first: tpm-mtls agent check",
                 )
+            shown = observation_row(row).digest
+            if boot not in {None, shown}:
+                raise StateError(
+                    f"{device.name} has shown another boot since: its PCR digest is {shown}",
+                    hint=f"see what it is: tpm-mtls server device show {device.name}",
+                )
             set_baseline(connection, name, row.at, row.pcrs, row.event_log, by=by, now=now)
             _update(connection, device, wanted=True)
-            audit.append(connection, "baseline-approved", name, actor=by, now=now, quote_at=row.at)
+            audit.append(connection, "baseline-approved", name, actor=by, now=now, quote_at=row.at, boot=shown)
             found = connection.execute(schema.baselines.select().where(schema.baselines.c.device == name)).one()
             return baseline_row(found)
 
@@ -272,6 +285,11 @@ _FORGOTTEN: Final[dict[str, None]] = dict.fromkeys(
     )
 )
 """What a device's row says about its TPM, undone."""
+
+
+def get_device(connection: Connection, name: str) -> DeviceRow:
+    """The device ``name``, which is there."""
+    return device_row(connection.execute(schema.devices.select().where(schema.devices.c.name == name)).one())
 
 
 def find_device(connection: Connection, name: str) -> DeviceRow | None:

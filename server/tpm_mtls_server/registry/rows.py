@@ -6,14 +6,18 @@ import enum
 import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from tpm_mtls.attestation.messages import DeviceState
+from tpm_mtls.policy.document import pcr_digest
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Row
+
+SIGNED_PCRS: Final = range(16)
+"""The PCRs that every quote signs."""
 
 Pcrs = dict[str, dict[int, str]]
 """PCR values, hexadecimal, by bank and number."""
@@ -169,6 +173,12 @@ class ObservationRow:
     at: datetime
     pcrs: Pcrs
     event_log: bytes | None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the signed PCRs, hex: the pcrDigest of the quote. By it an operator says which boot is meant."""
+        values = self.pcrs.get("sha256", {})
+        return pcr_digest([bytes.fromhex(values[pcr]) for pcr in sorted(values) if pcr in SIGNED_PCRS]).hex()
 
 
 @dataclass(frozen=True)
