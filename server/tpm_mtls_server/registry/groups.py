@@ -40,6 +40,15 @@ class Groups:
         with self._database.reading() as connection:
             return [group_row(row) for row in connection.execute(schema.groups.select().order_by(schema.groups.c.name))]
 
+    def get(self, name: str) -> GroupRow:
+        """The group ``name``.
+
+        Raises:
+            StateError: there is none.
+        """
+        with self._database.reading() as connection:
+            return find(connection, name)
+
     def define(
         self, name: str, *, mode: Mode | None = None, pcrs: Sequence[int] | None = None, by: str, now: datetime
     ) -> GroupRow:
