@@ -47,6 +47,7 @@ class TestCa:
 
     def __init__(self, folder: Path, name: str = "test") -> None:
         self.folder = folder
+        self._prefix = "" if name == "test" else f"{name}-"  # two CAs in one folder do not overwrite each other's files
         self._numbers = itertools.count(1)
         self._root_key = ec.generate_private_key(ec.SECP256R1())
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -78,7 +79,7 @@ class TestCa:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        path = self.folder / f"{name}-{next(self._numbers)}.cert.pem"
+        path = self.folder / f"{self._prefix}{name}-{next(self._numbers)}.cert.pem"
         write_atomic(path, _pem(certificate) + _pem(self.issuing))
         return path
 
@@ -89,7 +90,7 @@ class TestCa:
     def software_identity(self, name: str, key: PrivateKeyTypes | None = None) -> Identity:
         """An identity with a software key (P-256 if none is given) in a file."""
         private = key or ec.generate_private_key(ec.SECP256R1())
-        path = self.folder / f"{name}-{next(self._numbers)}.key.pem"
+        path = self.folder / f"{self._prefix}{name}-{next(self._numbers)}.key.pem"
         write_software_key(path, private)
         public = private.public_key()
         assert isinstance(public, (ec.EllipticCurvePublicKey, rsa.RSAPublicKey))

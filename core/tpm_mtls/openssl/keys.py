@@ -224,6 +224,13 @@ def key_type(pkey: int) -> str:
     return name.decode()
 
 
+def same_public(one: int, other: int) -> bool:
+    """Whether two keys (``EVP_PKEY *``) have the same public key; no TPM is asked."""
+    same = openssl().EVP_PKEY_eq(one, other) == 1
+    openssl().ERR_clear_error()
+    return same
+
+
 def sign_test_message(pkey: int, libctx: int | None, failed: Callable[[int | None, str], TpmMtlsError]) -> bytes:
     """A signature over a fixed message with the private key: 3 TPM commands.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tpm_mtls.errors import UsageError
 from tpm_mtls.openssl import contexts
 from tpm_mtls.tls.identity_context import IdentityContext
-from tpm_mtls.tls.own_key import Source
+from tpm_mtls.tls.key_source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tpm_mtls.errors import TpmMtlsError
-    from tpm_mtls.tls.own_key import Source
+    from tpm_mtls.tls.key_source import Source
 
 
 class IdentityContext(ssl.SSLContext):
@@ -33,6 +33,10 @@ class IdentityContext(ssl.SSLContext):
     restarted and the key is gone raises its `ssl.SSLError` with a `KeyGoneError` as ``__cause__``; the context has
     loaded the key again by then, so the next connection works. In a forked child it loads the key anew when it is
     first used.
+
+    A certificate or key file that was replaced is noticed before the next handshake (two calls of stat(2)); connections
+    that are there go on. What does not fit, such as a new key whose certificate is not there yet, leaves the present
+    certificate and key in use.
 
     A client's connections resume the TLS sessions of earlier ones by themselves, which takes no signature. In asyncio,
     for clients and servers, a thread waits for the TPM and not the event loop (docs/decisions/0005).
@@ -72,7 +76,7 @@ class IdentityContext(ssl.SSLContext):
         process_hooks.watch(self)
 
     def reload(self) -> None:
-        """Reads certificate and key again: new connections use them, existing ones stay as they are.
+        """Reads certificate and key again now: new connections use them, existing ones stay as they are.
 
         Raises:
             TpmMtlsError: as `tpm_mtls.tls.client_context`; the present certificate and key stay in use.
@@ -182,6 +186,7 @@ class IdentityContext(ssl.SSLContext):
             yield None
             return
         own.ensure_own()
+        own.follow()
         with own.guard:
             if self._tickets is not None:
                 self._tickets.renew_when_due(own.generation)

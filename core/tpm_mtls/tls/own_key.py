@@ -1,86 +1,30 @@
-"""The certificate and the private key of a TLS context: loaded, loaded again, asked why they do not sign."""
+"""The certificate and the private key of a TLS context: loaded, replaced, asked why they do not sign."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from tpm_mtls.errors import (
-    AuthorizationError,
-    CertificateMismatchError,
-    CredentialError,
-    HandleNotFoundError,
-    KeyGoneError,
-    OpensslError,
-    TpmMtlsError,
-    TpmRefusedError,
-    TpmUnavailableError,
-)
-from tpm_mtls.key_reference import KeyFile, PersistentHandle
+from tpm_mtls.errors import KeyGoneError, TpmMtlsError, TpmUnavailableError
+from tpm_mtls.key_reference import PersistentHandle
 from tpm_mtls.openssl import certificates, contexts, keys, provider
-from tpm_mtls.relay import key_tcti, policy_folders
-from tpm_mtls.relay_codes import KEY
-from tpm_mtls.response_codes import describe, tpm_error
-from tpm_mtls.tls import process_hooks
+from tpm_mtls.tls import key_failures, process_hooks
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
     from contextlib import AbstractContextManager
-    from datetime import datetime
 
-    from tpm_mtls.authorization import Secret
-    from tpm_mtls.configuration import RelayUse
-    from tpm_mtls.identity import Identity
     from tpm_mtls.openssl.certificates import Chain
     from tpm_mtls.openssl.keys import LoadedKey
     from tpm_mtls.openssl.provider import TpmConnection
+    from tpm_mtls.tls.key_source import Source, Stamp
 
 _log = logging.getLogger(__name__)
 
-_OWN_FAILURES = {"INTERNAL_ERROR", "NO_SUITABLE_SIGNATURE_ALGORITHM", "NO_SHARED_CIPHER"}
-"""What OpenSSL says when it could not sign, or not even begin to; ``EVP lib`` has no name in Python's table."""
-
-_PEER_COMPLAINTS = {
-    "SSLV3_ALERT_DECRYPT_ERROR",  # a signature of another key
-    "TLSV1_ALERT_DECRYPT_ERROR",  # the same in another version's words
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED",  # a client without a usable key sends no certificate, and says nothing
-    "SSLV3_ALERT_HANDSHAKE_FAILURE",  # the same in TLS 1.2
-}
-"""What the peer says when the own key may be to blame."""
-
-_LOST = (KeyGoneError, TpmUnavailableError)
-"""What loading the key again may cure."""
-
+_STAYS = "the present certificate and key stay in use: %s"
 _PATIENCE = 5.0  # seconds at the interpreter's exit; one TPM command takes less
-
-_OTHER_NAME = 0x70001
-"""TSS2_ESYS_RC_GENERAL_FAILURE: it knows another key at this handle (Esys_TR_FromTPMPublic_Finish, esys_tr.c)."""
-
-_BAD_OBJECT = 0x70018
-"""TSS2_ESYS_RC_BAD_TR: the ESAPI has dropped the object, because loading the same handle again found nothing there."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where certificate and key come from, now and at each reload.
-
-    Attributes:
-        identity: key reference and certificate file.
-        tcti: where the TPM is, as the caller gave it.
-        authorization: the key's authorization value, or the passphrase of an encrypted software key.
-        clock: the present time, for the certificate's validity.
-        relay: whether a TPM key is used through the relay, as the caller said; see `tpm_mtls.relay.key_tcti`.
-    """
-
-    identity: Identity
-    tcti: str | None
-    authorization: Secret | None
-    clock: Callable[[], datetime]
-    relay: RelayUse | None = None
 
 
 class OwnKey:
@@ -103,6 +47,7 @@ class OwnKey:
         self._of_parent = False
         self._handshakes = 0
         self._last_gone: KeyGoneError | None = None
+        self._seen: Stamp | None = None  # of the files that were loaded last, or that do not fit
 
     @property
     def tcti(self) -> str | None:
@@ -123,9 +68,29 @@ class OwnKey:
             TpmMtlsError: why not; what was there before stays in use.
         """
         with self._changing:
-            # what is no longer in the TPM must not be flushed: something else may have its handle by now
-            abandon = self._of_parent or (self._loaded and isinstance(self.diagnose(), _LOST))
-            self._load(abandon=abandon)
+            self._load(abandon=self._must_abandon())
+
+    def follow(self) -> None:
+        """Before a handshake: takes over what has replaced the certificate or key file since they were loaded.
+
+        Two calls of stat(2), and nothing else, while they are the same. A new certificate for the same key is taken
+        over without the TPM; a new key is loaded, as by `load`. What cannot be used leaves the present certificate and
+        key in use, and is not tried again before one of the files changes, unless the cause passes by itself.
+        """
+        if self._source.stamp() == self._seen:
+            return
+        with self._changing:
+            stamp = self._source.stamp()
+            if stamp == self._seen:
+                return  # another thread has done it
+            try:
+                if not self._load_certificate():
+                    self._load(abandon=self._must_abandon())
+            except key_failures.PASSING as error:
+                _log.debug(_STAYS, str(error))
+            except TpmMtlsError as error:
+                self._seen = stamp
+                _log.warning(_STAYS, str(error))  # as text: a record that is kept shall not keep the key
 
     def diagnose(self) -> TpmMtlsError | None:
         """Why the key does not sign right now, by a test signature (3 TPM commands); none if it does.
@@ -142,7 +107,7 @@ class OwnKey:
             try:
                 signature = self._sign(private, self._connection)
             except TpmMtlsError as error:
-                return _bare(error)
+                return key_failures.bare(error)
             if keys.verify_test_message(public, signature):
                 return None
         return self._gone("another one is in its place")
@@ -163,7 +128,7 @@ class OwnKey:
 
         A test signature for each handshake that a port scanner breaks off would keep the TPM busy.
         """
-        return self._connection is not None and (_is_own_failure(error) or error.reason in _PEER_COMPLAINTS)
+        return self._connection is not None and key_failures.may_be_own(error)
 
     def explain(self, error: ssl.SSLError) -> NoReturn:
         """Raises the ``error`` of a handshake, its cause a `TpmMtlsError` if the own key is to blame.
@@ -174,7 +139,7 @@ class OwnKey:
             raise error
         with self._changing:
             cause = self._diagnose_and_cure()
-            if cause is None and _is_own_failure(error):
+            if cause is None and key_failures.is_own(error):
                 cause = self._last_gone  # another thread has loaded it again in the meantime
         if cause is not None:
             error.add_note(str(cause))
@@ -221,104 +186,71 @@ class OwnKey:
 
     def _diagnose_and_cure(self) -> TpmMtlsError | None:
         cause = self.diagnose()
-        return self._load_again(cause) if isinstance(cause, _LOST) else cause
+        return self._load_again(cause) if isinstance(cause, key_failures.LOST) else cause
 
     def _load_again(self, cause: KeyGoneError | TpmUnavailableError) -> TpmMtlsError:
         try:
             self._load(abandon=True)
         except TpmMtlsError as failure:
-            return _bare(failure)
+            return key_failures.bare(failure)
         _log.debug("%s; it is loaded again", cause)
         self._last_gone = cause if isinstance(cause, KeyGoneError) else self._gone("the connection to it broke")
         return self._last_gone
 
+    def _must_abandon(self) -> bool:
+        # what is no longer in the TPM must not be flushed: something else may have its handle by now
+        return self._of_parent or (self._loaded and isinstance(self.diagnose(), key_failures.LOST))
+
     def _load(self, *, abandon: bool) -> None:
-        path = self._source.identity.certificate
-        with certificates.read_chain(path) as chain:
-            certificates.check_validity(path, chain.not_before, chain.not_after, now=self._source.clock())
-            loaded, connection = self._load_key(keys.key_type(chain.public_key))
+        stamp = (
+            self._source.stamp()
+        )  # before they are read: what is replaced meanwhile is noticed at the next handshake
+        with certificates.read_chain(self._source.identity.certificate) as chain:
+            self._check_validity(chain)
+            loaded, connection = self._source.load_key(keys.key_type(chain.public_key))
             with keys.freeing(loaded):
                 self._check_type(loaded)
                 self._check_authorization(loaded, connection)
                 with contexts.holding_key(self._ssl_ctx, abandon=abandon), self.guard:
-                    self._install(chain, loaded)
+                    self._install(chain, loaded.pkey, stamp)
                     self._connection, self._loaded, self._of_parent = connection, True, False
-                    self.generation += 1
         process_hooks.key_was_loaded()
 
-    def _load_key(self, expected: str) -> tuple[LoadedKey, TpmConnection | None]:
-        key, authorization = self._source.identity.key, self._source.authorization
-        if isinstance(key, KeyFile) and not key.is_tss2():
-            return keys.load_software_key(key, authorization), None
-        folders = policy_folders(key, self._source.identity.certificate)
-        connection = provider.connect(key_tcti(self._source.tcti, folders, relay=self._source.relay))
-        try:
-            return self._load_tpm_key(connection, expected), connection
-        except (TpmUnavailableError, TpmRefusedError) as error:
-            # a resource manager that was restarted has closed the old connection; another key is at the handle
-            if isinstance(error, TpmRefusedError) and error.rc != _OTHER_NAME:
-                raise
-            connection = provider.connect(connection.tcti, instead_of=connection)
-            return self._load_tpm_key(connection, expected), connection
+    def _load_certificate(self) -> bool:
+        """Whether the certificate file is for the key that is in use; if so, it is taken over."""
+        stamp = self._source.stamp()
+        with certificates.read_chain(self._source.identity.certificate) as chain:
+            public, private = contexts.key_pair(self._ssl_ctx)
+            if not keys.same_public(chain.public_key, public):
+                return False
+            self._check_validity(chain)
+            with contexts.holding_key(self._ssl_ctx, abandon=False), self.guard:
+                self._install(chain, private, stamp)
+        return True
 
-    def _load_tpm_key(self, connection: TpmConnection, expected: str) -> LoadedKey:
-        with connection.loading, provider.turn(connection):
-            source = self._source
-            return keys.load_tpm_key(source.identity.key, connection, source.authorization, expected=expected)
+    def _check_validity(self, chain: Chain) -> None:
+        path, now = self._source.identity.certificate, self._source.clock()
+        certificates.check_validity(path, chain.not_before, chain.not_after, now=now)
 
     def _check_type(self, loaded: LoadedKey) -> None:
         if self._loaded and contexts.key_type(self._ssl_ctx) != keys.key_type(loaded.pkey):
             # an SSL_CTX has one place per type, and no way to empty one
-            raise CredentialError(
-                f"the key {self._source.identity.key} is of another type than the one it replaces",
-                hint="restart the program, or make a new context",
-            )
+            raise key_failures.other_type(self._source.identity.key)
 
     def _check_authorization(self, loaded: LoadedKey, connection: TpmConnection | None) -> None:
         if loaded.asked and connection is not None:
             self._sign(loaded.pkey, connection)
 
     def _sign(self, pkey: int, connection: TpmConnection) -> bytes:
+        failed = partial(key_failures.signing_error, self._source, connection.tcti)
         with provider.turn(connection):
-            return keys.sign_test_message(pkey, connection.libctx, partial(self._signing_error, connection.tcti))
+            return keys.sign_test_message(pkey, connection.libctx, failed)
 
-    def _install(self, chain: Chain, loaded: LoadedKey) -> None:
-        if not contexts.use(self._ssl_ctx, chain.leaf, chain.issuers, loaded.pkey):
-            identity = self._source.identity
-            raise CertificateMismatchError(
-                f"the certificate {identity.certificate} does not belong to the key {identity.key}",
-                hint="give the certificate that was issued for this key, or enroll again",
-            )
+    def _install(self, chain: Chain, pkey: int, stamp: Stamp) -> None:
+        if not contexts.use(self._ssl_ctx, chain.leaf, chain.issuers, pkey):
+            raise key_failures.mismatch(self._source.identity)
+        self.generation += 1
+        self._seen = stamp
 
-    def _signing_error(self, tcti: str, rc: int | None, text: str) -> TpmMtlsError:
-        key = self._source.identity.key
-        if rc is None:
-            return OpensslError(
-                f"the key {key} does not sign: {text}", hint="try it with openssl: tpm-mtls openssl-env --help"
-            )
-        error = tpm_error(rc, doing=f"sign with the key {key}", tcti=tcti)
-        if isinstance(error, HandleNotFoundError) or rc == _BAD_OBJECT:
-            return self._gone(describe(rc), rc)
-        if isinstance(error, AuthorizationError) and self._source.authorization is None:
-            return AuthorizationError(
-                f"the key {key} needs an authorization value ({describe(rc)})", hint=error.hint, rc=rc
-            )
-        error.hint = error.hint.replace(KEY, f"--key {key}")
-        return error
-
-    def _gone(self, why: str, rc: int = 0) -> KeyGoneError:
-        return KeyGoneError(
-            f"the key {self._source.identity.key} that was loaded is gone ({why})",
-            hint="load it again; programs that use the client do so by themselves",
-            rc=rc,
-        )
-
-
-def _is_own_failure(error: ssl.SSLError) -> bool:
-    return error.reason in _OWN_FAILURES or "EVP lib" in str(error)
-
-
-def _bare(error: TpmMtlsError) -> TpmMtlsError:
-    """Without its way here, in which a TLS socket and so its context and the key would live on."""
-    error.__context__ = None
-    return error.with_traceback(None)
+    def _gone(self, why: str) -> KeyGoneError:
+        return key_failures.gone(self._source.identity.key, why)
