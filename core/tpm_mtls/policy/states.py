@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -23,14 +23,20 @@ from tpm_mtls.policy.document import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
     from tpm_mtls.policy.document import Assertion
-    from tpm_mtls.tpm.pcrs import Pcrs
 
 _SELECTION: Final = re.compile(r"(sha1|sha256|sha384|sha512):([0-9]{1,2}(?:,[0-9]{1,2})*)")
+
+
+class PcrReader(Protocol):
+    """Something that tells PCR values: a TPM (`tpm_mtls.tpm.pcrs`), which whoever only parses states need not have."""
+
+    def read(self, bank: str, pcrs: Iterable[int]) -> Mapping[int, bytes]:
+        """The values of ``pcrs`` in ``bank``, by number."""
 
 
 class MachineState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,7 +72,7 @@ def parse_selection(text: str) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def read_state(pcrs: Pcrs, selection: str, *, now: datetime, description: str = "") -> MachineState:
+def read_state(pcrs: PcrReader, selection: str, *, now: datetime, description: str = "") -> MachineState:
     """The present values of the PCRs that ``selection`` names; one command for each eight of a bank.
 
     Raises:
