@@ -134,16 +134,14 @@ def check_nonce(attest: Attest, nonce: bytes) -> None:
 def check_pcrs(
     quoted: Quoted, hash_algorithm: str, values: Mapping[str, Mapping[int, bytes]]
 ) -> dict[str, dict[int, bytes]]:
-    """Check 6: ``values`` are those of the quoted PCRs.
+    """Check 6: ``values`` are those of the quoted PCRs, and these are enough.
 
     1. The selection holds `SIGNED_PCRS` of `BANK`.
-    2. All values have the size of their bank, and their numbers are those of PCRs.
-    3. There is a value for each selected PCR.
-    4. Their digest, in the selection's order, is the quote's. Compared in constant time.
+    2. ``values`` are what was quoted (`quoted_values`).
 
     Args:
         quoted: what the TPM signed.
-        hash_algorithm: of the signature, such as ``sha256``: the digest is made with it (part 3, 18.4).
+        hash_algorithm: of the signature, such as ``sha256``.
         values: by bank and number.
 
     Returns:
@@ -155,17 +153,33 @@ def check_pcrs(
     selected = {pcr for bank, pcrs in quoted.selection if bank == BANK for pcr in pcrs}
     if missing := sorted(set(SIGNED_PCRS) - selected):  # 1
         raise _refused(6, f"the quote does not hold PCR {_list(missing)} of the bank {BANK}")
-    _check_sizes(values)  # 2
+    return quoted_values(quoted, hash_algorithm, values)  # 2
+
+
+def quoted_values(
+    quoted: Quoted, hash_algorithm: str, values: Mapping[str, Mapping[int, bytes]]
+) -> dict[str, dict[int, bytes]]:
+    """The second half of check 6: those of ``values`` that were quoted, whichever PCRs these are.
+
+    1. All values have the size of their bank, and their numbers are those of PCRs.
+    2. There is a value for each selected PCR.
+    3. Their digest in the selection's order, with the hash of the signature (part 3, 18.4), is the quote's. Compared in
+       constant time.
+
+    Raises:
+        EvidenceRefusedError: check 6.
+    """
+    _check_sizes(values)  # 1
     signed: dict[str, dict[int, bytes]] = {}
     digest = hashlib.new(hash_algorithm)
     for bank, pcrs in quoted.selection:
         for pcr in pcrs:
             value = values.get(bank, {}).get(pcr)
-            if value is None:  # 3
+            if value is None:  # 2
                 raise _refused(6, f"the value of PCR {pcr} of the bank {bank} was quoted, but not sent")
             signed.setdefault(bank, {})[pcr] = value
             digest.update(value)
-    if not hmac.compare_digest(digest.digest(), quoted.digest):  # 4
+    if not hmac.compare_digest(digest.digest(), quoted.digest):  # 3
         raise _refused(6, "the PCR values are not those that were quoted")
     return signed
 
