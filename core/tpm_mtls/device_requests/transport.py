@@ -6,16 +6,15 @@ What the child gets, the key's authorization value among it, goes through a pipe
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from tpm_mtls import errors
+from tpm_mtls.children import child_environment, end_child
 from tpm_mtls.device_requests.messages import BODY_LIMIT, Answer, Job, Request, Result, Server, Timeouts
 from tpm_mtls.errors import PeerUnreachableError, TpmMtlsError, UsageError
 
@@ -24,10 +23,8 @@ if TYPE_CHECKING:
     from tpm_mtls.identity import Identity
 
 _START: Final = 60.0  # seconds for starting Python and loading the key, on a slow board with a slow TPM
-_END: Final = 10.0  # seconds for a child to end in order when it is told to
 
 _CHILD = "tpm_mtls.device_requests.child"
-_UNIT = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}  # what systemd says to the parent alone
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,12 @@ class DeviceTransport:
         job = self._job(request)
         try:
             ended = subprocess.run(
-                _command(), input=job, stdout=subprocess.PIPE, check=False, timeout=self._patience, env=_environment()
+                _command(),
+                input=job,
+                stdout=subprocess.PIPE,
+                check=False,
+                timeout=self._patience,
+                env=child_environment(),
             )
         except subprocess.TimeoutExpired as error:
             raise self._late() from error
@@ -69,14 +71,14 @@ class DeviceTransport:
         """As `send`, while the event loop goes on; where its task is cancelled, the child is ended and waited for."""
         job = self._job(request)
         pipe = asyncio.subprocess.PIPE
-        child = await asyncio.create_subprocess_exec(*_command(), stdin=pipe, stdout=pipe, env=_environment())
+        child = await asyncio.create_subprocess_exec(*_command(), stdin=pipe, stdout=pipe, env=child_environment())
         try:
             async with asyncio.timeout(self._patience):
                 said, _ = await child.communicate(job)
         except TimeoutError as error:
             raise self._late() from error
         finally:
-            await _ended(child)
+            await end_child(child)
         return _unpack(said, self.server)
 
     @property
@@ -108,27 +110,8 @@ class DeviceTransport:
         )
 
 
-async def _ended(child: asyncio.subprocess.Process) -> None:
-    """Ends a child that still runs: in order if it can, so that nothing of it stays in the TPM."""
-    if child.returncode is not None:
-        return
-    with suppress(ProcessLookupError):  # it may end at this very moment
-        child.terminate()
-    try:
-        async with asyncio.timeout(_END):
-            await child.wait()
-    except TimeoutError:
-        with suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
-
-
 def _command() -> list[str]:
     return [sys.executable, "-P", "-m", _CHILD]
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in _UNIT}
 
 
 def _unpack(said: bytes, server: Server) -> Answer:
