@@ -10,16 +10,17 @@ import msgspec
 from aiohttp import web
 
 from tpm_mtls_server.logs import log
-from tpm_mtls_server.telemetry import MESSAGE_LIMIT
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
 
     from tpm_mtls_server.peer import AnyPeer
 
 _SERVER_ERRORS = 500
 
-_FIXED_HEADERS = {"Cache-Control": "no-store", "Server": "tpm-mtls"}
+FIXED_HEADERS = {"Cache-Control": "no-store", "Server": "tpm-mtls"}
+"""Headers of every answer."""
 
 _LINGER = 2
 """Seconds to swallow the rest of a refused body, so that the client reads our answer before the connection ends."""
@@ -51,10 +52,10 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a failure of this progr
         return response
 
 
-def answer(data: dict[str, Any], *, status: int = 200) -> web.Response:
+def answer(data: dict[str, Any] | msgspec.Struct, *, status: int = 200) -> web.Response:
     """``data`` as a JSON answer that nobody caches."""
     return web.Response(
-        status=status, body=msgspec.json.encode(data), content_type="application/json", headers=_FIXED_HEADERS
+        status=status, body=msgspec.json.encode(data), content_type="application/json", headers=FIXED_HEADERS
     )
 
 
@@ -141,6 +142,20 @@ def connection_of(request: web.BaseRequest) -> Connection:
     return connection
 
 
+def tls_of(request: web.BaseRequest) -> ssl.SSLObject:
+    """The TLS of the connection that ``request`` came over.
+
+    Raises:
+        ConnectionResetError: the client is gone.
+    """
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError("the client is gone")
+    tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
+    return tls
+
+
 def _make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:  # noqa: ANN401 - aiohttp's private types
     loop = asyncio.get_running_loop()
-    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MESSAGE_LIMIT)
+    # `body.read_body` has a limit for each path
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=0)
