@@ -36,15 +36,21 @@ TpmCleared, TpmSwapped: it is not the TPM state, or not the TPM, that the identi
 
 CautionKind: TypeAlias = Literal[
     "NvNearlyFull",
-    "PersistentNearlyFull",
     "LockoutCounter",
     "Lockout",
     "LeakedObjects",
     "LeakedSessions",
     "KnownBadFirmware",
-    "SelfTestPending",
+    "SignUnchecked",
     "CapabilitiesUnreadable",
 ]
+"""What works yet, and should be looked at.
+
+NvNearlyFull: no room for two more keys, or counters. LockoutCounter, Lockout: wrong authorization values were tried; too
+many. LeakedObjects, LeakedSessions: something is loaded in a TPM without resource manager while the agent has nothing in
+it. KnownBadFirmware: `tpm_mtls.tpm_firmware`. SignUnchecked: the TLS key has an authorization value, and the agent does
+not have it. CapabilitiesUnreadable: the TPM does not say how it is.
+"""
 
 CheckName: TypeAlias = Literal["wrap", "quote", "sign"]
 Outcome: TypeAlias = Literal["passed", "failed", "skipped"]
@@ -146,7 +152,7 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         format: version of this structure.
         time: when, seconds since 1970 by the device's clock.
         is_tpm: whether the device's identity is in a TPM; without one nothing is checked.
-        checks: each check, in the order in which it was made; empty without a TPM, or if none answered.
+        checks: each check, in the order in which it was made; empty without a TPM.
         failures: why the device is in maintenance mode; empty if it is not.
         warnings: what works yet.
         condition: what the TPM says about itself; none without a TPM, or if it did not answer.
