@@ -12,13 +12,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tpm_mtls.device_identity import EKU_OPERATOR
+from tpm_mtls.device_identity import EKU_ATTESTATION_KEY, EKU_OPERATOR, POLICY_RESTRICTED
 from tpm_mtls.identity import Identity
 from tpm_mtls.key_reference import KeyFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+    from tpm_mtls.device_identity import TpmIdentity
 
 PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
@@ -87,6 +89,29 @@ class DeviceCa:
         names = [x509.DNSName(name), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         return self.certify(public_key, name, names=names, usages=[ExtendedKeyUsageOID.SERVER_AUTH])
 
+    def certify_attestation_key(
+        self,
+        public_key: PublicKey,
+        tpm: TpmIdentity,
+        name: str = "sensor-17",
+        *,
+        names: Sequence[x509.GeneralName] | None = None,
+        usages: Iterable[x509.ObjectIdentifier] = (EKU_ATTESTATION_KEY,),
+        policies: Iterable[x509.ObjectIdentifier] = (POLICY_RESTRICTED,),
+        begins: datetime | None = None,
+        ends: datetime | None = None,
+    ) -> x509.Certificate:
+        """The certificate of the attestation key in the TPM of the device ``name``; the arguments replace the rest."""
+        return self.certify(
+            public_key,
+            name,
+            names=tpm.names() if names is None else names,
+            usages=usages,
+            begins=begins,
+            ends=ends,
+            policies=policies,
+        )
+
     def certify(
         self,
         public_key: PublicKey,
@@ -97,6 +122,7 @@ class DeviceCa:
         begins: datetime | None = None,
         ends: datetime | None = None,
         authority: bool = True,
+        policies: Iterable[x509.ObjectIdentifier] = (),
     ) -> x509.Certificate:
         """A leaf certificate by the issuing CA."""
         now = datetime.now(UTC).replace(microsecond=0)
@@ -110,6 +136,8 @@ class DeviceCa:
             builder = builder.add_extension(_authority(self._key), critical=False)
         if usages is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        if asserted := [x509.PolicyInformation(policy, None) for policy in policies]:
+            builder = builder.add_extension(x509.CertificatePolicies(asserted), critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
     def chain(self, leaf: x509.Certificate, name: str) -> Path:

@@ -6,6 +6,7 @@ its Name.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections import OrderedDict
@@ -73,7 +74,7 @@ class AttestationCertificate:
 
 
 class AttestationTrust:
-    """Whose certificates of attestation keys count. Remembers those that it verified, so that a second look is cheap.
+    """Whose certificates of attestation keys count. Remembers what it read and verified: a second look is cheap.
 
     May be used by several threads.
     """
@@ -84,6 +85,15 @@ class AttestationTrust:
         self._remembered = remembered
         self._verified: OrderedDict[bytes, AttestationCertificate] = OrderedDict()
         self._lock = threading.Lock()
+        self._area = functools.lru_cache(remembered)(parse_public_area)
+
+    def area(self, public: bytes) -> PublicArea:
+        """What the TPMT_PUBLIC ``public`` says; nothing of it is verified.
+
+        Raises:
+            PemError: it is malformed.
+        """
+        return self._area(public)
 
     def certificate(self, der: bytes, *, now: datetime) -> AttestationCertificate:
         """What the certificate ``der`` says.
@@ -163,7 +173,7 @@ def check_key(
         EvidenceRefusedError: check 2.
     """
     try:
-        key = parse_public_area(public)
+        key = trust.area(public)
         check_attestation_key(key)  # 1
         if key.name in owner.enrolled:  # 2
             return key

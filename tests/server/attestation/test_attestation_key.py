@@ -1,0 +1,158 @@
+"""Check 2: who vouches for the key that signs quotes, and for what."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from support import attestation
+from support.device_ca import DeviceCa
+from support.judgements import DEVICE, NOW, OTHER_TPM, TPM, Device
+from support.quotes import software_key
+from tpm_mtls.errors import CredentialError
+from tpm_mtls.structures import parse_public_area
+from tpm_mtls_server.attestation import AttestationTrust
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from support.judgements import Case
+
+FIXED, RESTRICTED, DECRYPT = 0x2, 0x10000, 0x20000
+
+
+def refused(case: Case) -> str:
+    """Why check 2 refuses it."""
+    judgement = case.judge()
+    assert (judgement.trusted, judgement.check, judgement.clock, judgement.seen) == (False, 2, None, None)
+    assert judgement.hint
+    return judgement.reason
+
+
+def test_a_key_with_our_ca_s_certificate_passes(good: Case) -> None:
+    assert good.judge().trusted
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"usages": [ExtendedKeyUsageOID.CLIENT_AUTH]}, "the certificate is not for attestation keys"),
+        ({"policies": []}, "does not say that the key was verified"),
+        ({"names": [x509.DNSName(DEVICE)]}, "names no TPM, or something else beside it"),
+        ({"names": [x509.DNSName(DEVICE), *TPM.names()]}, "names no TPM, or something else beside it"),
+        ({"tpm": OTHER_TPM}, "the attestation key and the TLS key are in two different TPMs"),
+        ({"name": "sensor-18"}, "belongs to another device than sensor-17"),
+        ({"public_key": software_key().key.public_key()}, "certificate is for another key"),
+        ({"ends": NOW - timedelta(minutes=1)}, "the certificate expired"),
+        ({"begins": NOW + timedelta(minutes=1)}, "the certificate is valid only from"),
+    ],
+)
+def test_a_certificate_that_is_wrong_in_one_place_is_refused(
+    machine: Device, good: Case, changes: dict[str, Any], reason: str
+) -> None:
+    assert reason in refused(good.sent(certificate=machine.certificate(**changes)))
+
+
+def test_a_certificate_of_another_ca_is_refused(machine: Device, good: Case, tmp_path: Path) -> None:
+    other = dataclasses.replace(machine, ca=DeviceCa(tmp_path))
+    assert "does not lead to the trust anchor" in refused(good.sent(certificate=other.certificate()))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda der: der[:-1], "the certificate is malformed"),
+        (lambda _: b"", "the certificate is malformed"),
+        (lambda der: der + bytes(4096), "larger than 4096 bytes"),
+        (lambda der: der[:-1] + bytes([der[-1] ^ 1]), "does not lead to the trust anchor"),
+    ],
+)
+def test_a_damaged_certificate_is_refused(good: Case, change: Callable[[bytes], bytes], reason: str) -> None:
+    assert good.evidence.certificate is not None
+    assert reason in refused(good.sent(certificate=change(good.evidence.certificate)))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        (attestation.AK_ATTRIBUTES & ~RESTRICTED, "the attestation key would sign anything"),
+        (attestation.AK_ATTRIBUTES | DECRYPT, "the attestation key would sign anything"),
+        (attestation.AK_ATTRIBUTES & ~FIXED, "the attestation key is not fixed to a TPM"),
+    ],
+)
+def test_a_key_that_is_no_attestation_key_is_refused_whoever_vouches_for_it(
+    machine: Device, good: Case, attributes: int, reason: str
+) -> None:
+    public = parse_public_area(attestation.public_area(machine.ak.key, machine.ak.scheme, attributes=attributes))
+    case = good.sent(attestation_key=public.data)
+    assert reason in refused(case)
+    assert reason in refused(case.known(enrolled=frozenset({public.name})))
+
+
+def test_a_malformed_public_area_is_refused(good: Case) -> None:
+    assert "malformed public area" in refused(good.sent(attestation_key=good.evidence.attestation_key[:-1]))
+    assert "malformed public area" in refused(good.sent(attestation_key=b""))
+
+
+def test_an_operator_s_word_does_without_certificate_and_tpm(machine: Device, good: Case) -> None:
+    alone = good.sent(certificate=None)
+    name = machine.ak.public.name
+    assert alone.known(tpm=None, revocation=None, enrolled=frozenset({b"another", name})).judge().trusted
+    assert f"no operator enrolled {name.hex()}" in refused(alone)
+    assert "nobody vouches" in refused(alone.known(enrolled=frozenset({software_key().public.name})))
+
+
+def test_another_key_than_the_enrolled_one_may_have_a_certificate(good: Case) -> None:
+    assert good.known(enrolled=frozenset({software_key().public.name})).judge().trusted
+
+
+def test_a_tls_certificate_without_a_tpm_goes_with_no_certified_attestation_key(good: Case) -> None:
+    assert "the TLS certificate names no TPM" in refused(good.known(tpm=None))
+
+
+def test_a_revoked_certificate_is_refused_and_one_that_nobody_knows_about(machine: Device, good: Case) -> None:
+    assert good.evidence.certificate is not None
+    serial = x509.load_der_x509_certificate(good.evidence.certificate).serial_number
+    assert "was revoked" in refused(good.known(revocation=machine.revocation(serial)))
+    assert good.known(revocation=machine.revocation(serial + 1)).judge().trusted
+    assert "no fresh CRL" in refused(good.known(revocation=None))
+    later = dataclasses.replace(good, now=NOW + timedelta(days=2))
+    assert later.facts.nonce is not None
+    nonce = dataclasses.replace(later.facts.nonce, expires=later.now)
+    assert "no fresh CRL" in refused(later.known(nonce=nonce))
+
+
+def test_another_policy_written_into_the_public_area_is_no_other_key(machine: Device, good: Case) -> None:
+    """A certificate vouches for the key alone: its Name is only claimed, and the clock must not start anew by it."""
+    public = attestation.public_area(machine.ak.key, machine.ak.scheme, policy=bytes(32))
+    first, second = good.judge(), good.sent(attestation_key=public).judge()
+    assert parse_public_area(public).name != machine.ak.public.name
+    assert second.trusted
+    assert first.clock == second.clock
+    replayed = good.sent(attestation_key=public).known(clock=first.clock).judge()
+    assert (replayed.check, replayed.reason) == (7, "the TPM's clock stood still without a reset")
+
+
+def test_a_remembered_certificate_still_expires(machine: Device) -> None:
+    trust = machine.trust()
+    der = machine.certificate(ends=NOW + timedelta(days=1))
+    found = trust.certificate(der, now=NOW)
+    assert trust.certificate(der, now=NOW + timedelta(days=1)) is found
+    with pytest.raises(CredentialError, match="expired"):
+        trust.certificate(der, now=NOW + timedelta(days=1, seconds=1))
+    with pytest.raises(CredentialError, match="valid only from"):
+        trust.certificate(der, now=NOW - timedelta(days=2))
+
+
+def test_it_does_not_remember_without_end(machine: Device) -> None:
+    trust = AttestationTrust([machine.ca.root, machine.ca.issuing], remembered=2)
+    ders = [machine.certificate() for _ in range(3)]
+    found = [trust.certificate(der, now=NOW) for der in ders]
+    assert trust.certificate(ders[2], now=NOW) is found[2]
+    assert trust.certificate(ders[0], now=NOW) is not found[0]
