@@ -8,9 +8,9 @@ import pytest
 
 from support.tpm_trace import CommandTrace
 from tpm_mtls.authorization import Secret
-from tpm_mtls.errors import AuthorizationError, EvidenceError
-from tpm_mtls.structures import EkTemplate, KeyAlgorithm, make_credential, parse_attest, verify_signature
-from tpm_mtls.tpm import open_tpm
+from tpm_mtls.errors import AuthorizationError, EvidenceError, TpmRefusedError
+from tpm_mtls.structures import EkTemplate, KeyAlgorithm, Quoted, make_credential, parse_attest, verify_signature
+from tpm_mtls.tpm import SRK_HANDLE, open_tpm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,3 +88,26 @@ def test_a_key_with_an_authorization_value_is_certified_with_it_only(tpm: Simula
         assert opened.attestation.certify(right, ak, b"").attest
         with pytest.raises(AuthorizationError):
             opened.attestation.certify(opened.use_persistent(0x81000100), ak, b"")
+
+
+def test_a_quote_is_of_the_selected_pcrs_and_carries_the_qualifying_data(
+    tpm: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_tpm(tpm.tcti) as opened:
+        opened.srk.ensure()
+    trace = CommandTrace(tpm, tmp_path, monkeypatch)
+    with open_tpm(trace.tcti) as opened, opened.srk.create_attestation_key() as ak:
+        said = opened.attestation.quote(ak, b"fresh", {"sha256": [0, 7, 23], "sha1": range(8)})
+    attest = parse_attest(said.attest)
+    verify_signature(said.attest, said.signature, ak.public)
+    assert attest.extra_data == b"fresh"
+    assert isinstance(attest.attested, Quoted)
+    assert attest.attested.selection == (("sha256", (0, 7, 23)), ("sha1", tuple(range(8))))
+    assert trace.commands()[-2:] == ["Quote", "FlushContext"]
+
+
+def test_a_storage_key_does_not_quote(tpm: SimulatedTpm) -> None:
+    with open_tpm(tpm.tcti) as opened:
+        opened.srk.ensure()
+        with pytest.raises(TpmRefusedError):
+            opened.attestation.quote(opened.use_persistent(SRK_HANDLE), b"", {"sha256": [0]})
