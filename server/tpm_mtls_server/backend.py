@@ -6,24 +6,31 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from tpm_mtls.errors import CredentialError, StorageError
-from tpm_mtls_server.http import Refusal, answer, connection_of
+from tpm_mtls_server.gate import closed
+from tpm_mtls_server.http import Refusal, connection_of, tls_of
 from tpm_mtls_server.logs import PATH_LIMIT, log
+from tpm_mtls_server.metrics import OTHER
 from tpm_mtls_server.peer import AnyPeer, DevicePeer, OperatorPeer, check_dates, identify
 from tpm_mtls_server.revocation import CrlFile, Verdict
-from tpm_mtls_server.telemetry import MESSAGE_LIMIT, TelemetryStore, read_message
+from tpm_mtls_server.routes import DeviceRoute, OperatorRoute
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
     from datetime import datetime
 
-    Handler = Callable[[web.BaseRequest, DevicePeer], Awaitable[web.Response]]
+    from aiohttp import web
+
+    from tpm_mtls_server.gate import Gate
+    from tpm_mtls_server.metrics import Metrics
+    from tpm_mtls_server.registry.contacts import Contacts
+    from tpm_mtls_server.routes import Found, Routes
 
 RETRY_AFTER = {"Retry-After": "60"}
 """Seconds after which a client may ask again when the server cannot answer now."""
+
+_WATCHED = "/healthz"
+"""The path that answers when nothing else can."""
 
 
 class Backend:
@@ -34,44 +41,46 @@ class Backend:
     1. The client certificate is one of our profiles for devices or operators (`peer.identify`; once per connection).
     2. It is valid now.
     3. Its CA has not revoked it; without a fresh CRL only ``/healthz`` answers.
+    4. A device is the one that the registry knows by that name (`registry.contacts`).
+    5. Its state lets it in (`gate.closed`): it is not quarantined, and attested where that is required.
+    6. The path is for devices, or for operators, as the one who asks.
     """
 
     def __init__(
         self,
         *,
-        store: TelemetryStore,
+        routes: Routes,
+        contacts: Contacts,
+        gate: Gate,
         crl: CrlFile | None,
-        own_expiry: Callable[[], datetime],
+        metrics: Metrics,
         clock: Callable[[], datetime],
-        body_timeout: float,
     ) -> None:
         """Prepares the backend.
 
         Args:
-            store: where telemetry goes.
+            routes: what it answers.
+            contacts: the registry, as devices come.
+            gate: what attestation is required for.
             crl: the clients' CA's CRLs; none skips step 3.
-            own_expiry: when the server's own certificate expires.
+            metrics: where requests are counted.
             clock: the time, in UTC.
-            body_timeout: seconds that a request's body may take.
         """
-        self._store = store
+        self._routes = routes
+        self._contacts = contacts
+        self._gate = gate
         self._crl = crl
-        self._own_expiry = own_expiry
+        self._metrics = metrics
         self._clock = clock
-        self._body_timeout = body_timeout
-        self._routes: dict[str, dict[str, Handler]] = {
-            "/healthz": {"GET": self._healthz},
-            "/telemetry": {"POST": self._telemetry},
-            "/whoami": {"GET": self._whoami},
-        }
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """The answer to ``request``, logged in one line."""
+        """The answer to ``request``, counted, and logged in one line."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         reason: str | None = None
+        found = self._routes.find(request.path)
         try:
-            response = await self._answer(request)
+            response = await self._answer(request, found)
         except Refusal as refusal:
             reason = str(refusal)
             response = refusal.response()
@@ -79,6 +88,7 @@ class Backend:
             log("storage error", level=logging.ERROR, error=str(error))
             reason = "the store is not available"
             response = Refusal(503, reason, headers=RETRY_AFTER).response()
+        self._metrics.count_request(OTHER if found is None else found.path, response.status)
         peer = connection_of(request).peer
         who: dict[str, Any] = {
             "operator" if isinstance(peer, OperatorPeer) else "device": peer.name if peer else None,
@@ -95,23 +105,27 @@ class Backend:
         )
         return response
 
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
-        peer = self._admit(request)
-        methods = self._routes.get(request.path)
-        if methods is None:
+    async def _answer(self, request: web.BaseRequest, found: Found | None) -> web.StreamResponse:
+        peer = self._identify(request)
+        if isinstance(peer, DevicePeer):
+            await self._admit(peer, request.path)
+        if found is None:
             raise Refusal(404, "not found")
-        handler = methods.get(request.method)
-        if handler is None:
-            raise Refusal(405, "method not allowed", headers={"Allow": ", ".join(methods)})
-        if not isinstance(peer, DevicePeer):
-            raise Refusal(403, "for devices only")
-        return await handler(request, peer)
+        if found.for_devices != isinstance(peer, DevicePeer):  # 6
+            raise Refusal(403, "for devices only" if found.for_devices else "for operators only")
+        match found.methods.get(request.method), peer:
+            case DeviceRoute(handler=handler), DevicePeer():
+                return await handler(request, peer)
+            case OperatorRoute(handler=operate), OperatorPeer():
+                return await operate(request, peer, found.parameters)
+            case _:
+                raise Refusal(405, "method not allowed", headers={"Allow": ", ".join(found.methods)})
 
-    def _admit(self, request: web.BaseRequest) -> AnyPeer:
+    def _identify(self, request: web.BaseRequest) -> AnyPeer:
         connection = connection_of(request)
         try:
             if connection.peer is None:
-                certificate = _tls(request).getpeercert(binary_form=True)
+                certificate = tls_of(request).getpeercert(binary_form=True)
                 connection.peer = identify(certificate or b"")  # 1
             check_dates(connection.peer, now=self._clock())  # 2
         except CredentialError as error:
@@ -124,85 +138,20 @@ class Backend:
         verdict = crl.verdict(peer)
         if verdict is Verdict.REVOKED:
             raise Refusal(403, "certificate revoked", close=True)
-        if verdict is Verdict.UNKNOWN and path != "/healthz":
+        if verdict is Verdict.UNKNOWN and path != _WATCHED:
             why = crl.problem() or "no CRL of the certificate's CA is there"
             raise Refusal(503, f"revocation status unknown: {why}", headers=RETRY_AFTER)
 
-    async def _whoami(self, request: web.BaseRequest, peer: DevicePeer) -> web.Response:
-        tls = _tls(request)
-        cipher = tls.cipher()
-        return answer(
-            {
-                "device": peer.device,
-                "serial": peer.serial_hex,
-                "not_after": f"{peer.not_after:%Y-%m-%dT%H:%M:%SZ}",
-                "tls_version": tls.version(),
-                "cipher": cipher[0] if cipher else None,
-                "session_resumed": bool(tls.session_reused),
-            }
-        )
-
-    async def _telemetry(self, request: web.BaseRequest, peer: DevicePeer) -> web.Response:
-        body = await self._read_body(request)
+    async def _admit(self, peer: DevicePeer, path: str) -> None:
+        now = self._clock()
         try:
-            text = read_message(body)
-        except ValueError as error:
-            raise Refusal(400, str(error)) from error
-        number = await asyncio.to_thread(self._store.add, peer.device, text, received=self._clock())
-        return answer({"id": number}, status=201)
-
-    async def _healthz(self, _: web.BaseRequest, __: DevicePeer) -> web.Response:
-        try:
-            await asyncio.to_thread(self._store.check)
-            stored = True
-        except StorageError as error:
-            log("storage error", level=logging.ERROR, error=str(error))
-            stored = False
-        problem = self._crl.problem() if self._crl is not None else None
-        days = (self._own_expiry() - self._clock()).days
-        ok = stored and problem is None and days >= 0
-        facts: dict[str, Any] = {
-            "ok": ok,
-            "store": "reachable" if stored else "unreachable",
-            "crl": "not configured" if self._crl is None else problem or "fresh",
-            "certificate_days_left": days,
-        }
-        return answer(facts, status=200 if ok else 503)
-
-    async def _read_body(self, request: web.BaseRequest) -> bytes:
-        if request.content_type != "application/json" or (request.charset or "utf-8").lower() != "utf-8":
-            raise Refusal(415, "expected application/json in UTF-8")
-        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise Refusal(415, "expected no content coding")
-        too_large = Refusal(413, f"larger than {MESSAGE_LIMIT} bytes", close=True)
-        if (request.content_length or 0) > MESSAGE_LIMIT:
-            raise too_large
-        await _continue(request)
-        try:
-            async with asyncio.timeout(self._body_timeout):
-                return await request.read()
-        except TimeoutError as error:
-            raise Refusal(408, "the body came too slowly", close=True) from error
-        except web.HTTPRequestEntityTooLarge as error:
-            raise too_large from error
-        except web.RequestPayloadError as error:  # by aiohttp's parser in Python; the one in C says nothing until 408
-            raise Refusal(400, "the body is malformed", close=True) from error
-
-
-async def _continue(request: web.BaseRequest) -> None:
-    """Tells a client that waits for it to go on (RFC 9110, 10.1.1)."""
-    expectation = request.headers.get("Expect")
-    if expectation is None:
-        return
-    if expectation.lower() != "100-continue":
-        raise Refusal(417, "expectation failed", close=True)
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    request.writer.output_size = 0  # that was not yet the answer
-
-
-def _tls(request: web.BaseRequest) -> ssl.SSLObject:
-    transport = request.transport
-    if transport is None:
-        raise ConnectionResetError("the client is gone")
-    tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
-    return tls
+            device = await asyncio.to_thread(self._contacts.admit, peer, now=now)  # 4
+        except CredentialError as error:
+            raise Refusal(403, str(error), close=True) from error
+        except StorageError:
+            if path == _WATCHED and path not in self._gate.paths:
+                return  # it tells that the store does not answer
+            raise
+        reason = closed(device, path, gate=self._gate, now=now)  # 5
+        if reason is not None:
+            raise Refusal(403, reason)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tpm_mtls.cli_options import auth_option, json_option, relay_option, tcti_option
+from tpm_mtls.durations import Duration
 
 if TYPE_CHECKING:
     from tpm_mtls.configuration import RelayUse
@@ -53,7 +54,23 @@ def server() -> None:
 @click.option("--key", required=True, metavar="KEYREF", help="Its key: a PEM file (TSS2 or software) or handle:0x….")
 @click.option("--client-ca", type=_file, required=True, help="The CA of the devices, in PEM.")
 @click.option("--crl", type=_file, help="The CRL of that CA, PEM or DER; read again when it changes.")
-@click.option("--database", metavar="URL", default=DEFAULT_DATABASE, show_default=True, help="Where telemetry goes.")
+@click.option(
+    "--database", metavar="URL", default=DEFAULT_DATABASE, show_default=True, help="Where telemetry and registry are."
+)
+@click.option(
+    "--require-attestation",
+    metavar="PATH",
+    multiple=True,
+    help="Only for devices that showed what they booted, such as /telemetry; may be repeated.",
+)
+@click.option(
+    "--attestation-lifetime",
+    type=Duration(),
+    default="24h",
+    show_default=True,
+    metavar="DURATION",
+    help="How long a quote counts that passed.",
+)
 @click.option(
     "--max-connections", type=click.IntRange(1, 100_000), default=256, show_default=True, help="Connections at once."
 )
@@ -70,6 +87,8 @@ def run(  # noqa: PLR0913 - one parameter per option
     client_ca: Path,
     crl: Path | None,
     database: str,
+    require_attestation: tuple[str, ...],
+    attestation_lifetime: float,
     max_connections: int,
     tls12: bool,
     tcti: str | None,
@@ -80,14 +99,20 @@ def run(  # noqa: PLR0913 - one parameter per option
     """Serve devices that show a certificate of our CA; print the URL once it listens.
 
     \b
-    GET  /whoami     who is calling, as the server sees it
-    POST /telemetry  store a JSON object of at most 64 KiB
-    GET  /healthz    store, CRL and the server's own certificate
+    GET  /whoami             who is calling, as the server sees it
+    POST /telemetry          store a JSON object of at most 64 KiB
+    GET  /healthz            store, CRL and the server's own certificate
+    POST /attestation/nonce  a nonce for a quote
+    POST /attestation        show what was booted: a quote and its logs
+    POST /health             report the TPM's health
+
+    Operators, who have certificates of another profile, get /operator/devices and /metrics.
 
     One log line per request goes to stderr. SIGHUP reads certificate and key again, SIGTERM finishes what runs and
     ends.
     """  # noqa: D301 - click's marker for a block that is not re-wrapped
     import asyncio  # noqa: PLC0415 - only this command pays for it
+    from datetime import timedelta  # noqa: PLC0415 - the same
 
     from tpm_mtls.authorization import read_authorization  # noqa: PLC0415 - the same
     from tpm_mtls.cli_options import answer  # noqa: PLC0415 - the same
@@ -103,6 +128,8 @@ def run(  # noqa: PLR0913 - one parameter per option
         identity=Identity(key=parse_key_reference(key), certificate=cert, trust=client_ca),
         crl=crl,
         database=database,
+        require_attestation=require_attestation,
+        attestation_lifetime=timedelta(seconds=attestation_lifetime),
         tcti=tcti,
         relay=relay,
         authorization=read_authorization(auth),

@@ -44,6 +44,7 @@ class Database:
             _make_private(self._url.database)
         with self.errors("open"):
             self._engine = _engine(self._url)
+            self._engine.connect().close()
         self._reader = self._engine.execution_options(tpm_mtls_reads=True)
         self._line = threading.Lock()
 
@@ -63,15 +64,17 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that no other writer runs beside; all of it happens or, after an exception, nothing.
+    def writing(self, *, alone: bool = True) -> Iterator[Connection]:
+        """A transaction of which all happens or, after an exception, nothing.
+
+        No other writer that is ``alone`` runs beside; on SQLite, no other at all.
 
         Raises:
             StorageError: it cannot be written; then nothing was.
         """
         # threads of one process wait here, and are woken; at the database they would look again after a while
         with self._line, self.errors("write"), self._engine.begin() as connection:
-            if connection.dialect.name == "postgresql":
+            if alone and connection.dialect.name == "postgresql":
                 connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
             yield connection
 

@@ -22,6 +22,9 @@ _SERVER_ERRORS = 500
 FIXED_HEADERS = {"Cache-Control": "no-store", "Server": "tpm-mtls"}
 """Headers of every answer."""
 
+_BODY_LIMIT = 64 * 1024
+"""Bytes that ``request.read()`` gives at the most; `body.read_body` has a limit for each path instead."""
+
 _LINGER = 2
 """Seconds to swallow the rest of a refused body, so that the client reads our answer before the connection ends."""
 
@@ -157,5 +160,4 @@ def tls_of(request: web.BaseRequest) -> ssl.SSLObject:
 
 def _make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:  # noqa: ANN401 - aiohttp's private types
     loop = asyncio.get_running_loop()
-    # `body.read_body` has a limit for each path
-    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=0)
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=_BODY_LIMIT)

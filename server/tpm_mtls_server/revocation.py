@@ -244,6 +244,11 @@ class CrlFile:
         self._refresh()
         return Verdict.UNKNOWN if self._lists is None else self._lists.verdict(peer, now=self._clock())
 
+    def lists(self) -> RevocationLists | None:
+        """What the file holds right now; none if it cannot be believed."""
+        self._refresh()
+        return self._lists
+
     def _refresh(self) -> None:
         seen = self._stat()  # before the read: a file that changes in between is read once more at the next question
         if seen is not None and seen == self._seen:

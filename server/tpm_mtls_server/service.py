@@ -16,11 +16,11 @@ from tpm_mtls.certificates import load_certificates
 from tpm_mtls.errors import TpmMtlsError, UsageError
 from tpm_mtls.tls import server_context, utc_now
 from tpm_mtls.tls.listener import Listener, bind
-from tpm_mtls_server.backend import Backend
+from tpm_mtls_server.attestation import AttestationTrust
+from tpm_mtls_server.endpoints import Endpoints
 from tpm_mtls_server.http import HttpServer
 from tpm_mtls_server.logs import log
 from tpm_mtls_server.revocation import CrlFile
-from tpm_mtls_server.telemetry import TelemetryStore
 
 if TYPE_CHECKING:
     import socket
@@ -59,20 +59,12 @@ class Service:
         self._expiry = chain[0].not_valid_after_utc
         authorities = crl_authorities(load_certificates(identity.trust), chain)
         crl = CrlFile(settings.crl, authorities, clock=clock) if settings.crl else None
+        trust = AttestationTrust(authorities)
         with contextlib.ExitStack() as opened:
-            self._store = TelemetryStore(settings.database)
-            opened.callback(self._store.close)
+            self._endpoints = Endpoints(settings, crl=crl, trust=trust, own_expiry=lambda: self._expiry, clock=clock)
+            opened.callback(self._endpoints.close)
             self._socket = opened.enter_context(bind(settings.host, settings.port))
-            self._http = HttpServer(
-                Backend(
-                    store=self._store,
-                    crl=crl,
-                    own_expiry=lambda: self._expiry,
-                    clock=clock,
-                    body_timeout=limits.body,
-                ).handle,
-                idle=limits.idle,
-            )
+            self._http = HttpServer(self._endpoints.backend.handle, idle=limits.idle)
             self._listener = Listener(
                 self._socket,
                 self._http,
@@ -112,7 +104,7 @@ class Service:
         await self._listener.stop()
         self._http.end()
         await self._listener.drain(self._drain)
-        self._store.close()
+        await asyncio.to_thread(self._endpoints.close)
         log("stopped")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from tpm_mtls.tls.listener import HANDSHAKE_THREADS
@@ -20,6 +21,10 @@ CONNECTIONS = 256
 queue until one ends."""
 
 
+ATTESTATION_LIFETIME = timedelta(hours=24)
+"""How long a quote counts that passed: a device that sends one an hour may miss some, and is noticed within a day."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one client may take.
@@ -28,6 +33,7 @@ class Limits:
         connections: at once, of all clients together.
         handshake_threads: handshakes at once.
         body: seconds that a request's body may take.
+        evidence: seconds that a quote with its logs may take, 8 MiB at most.
         idle: seconds from a connection's start, or from an answer, to the end of the next request's head.
         drain: seconds that running requests get when the server stops.
         tls: how long a peer may take below HTTP.
@@ -36,6 +42,7 @@ class Limits:
     connections: int = CONNECTIONS
     handshake_threads: int = HANDSHAKE_THREADS
     body: float = 10
+    evidence: float = 60
     idle: float = 15
     drain: float = 10
     tls: TlsTimeouts = field(default_factory=TlsTimeouts)
@@ -50,7 +57,9 @@ class Settings:
         port: TCP port; 0 for any free one.
         identity: the server's own key and certificate; its trust is the CA of the clients.
         crl: file with the CRLs of that CA; none accepts revoked certificates until they expire.
-        database: SQLAlchemy URL of the telemetry.
+        database: SQLAlchemy URL of telemetry and registry.
+        require_attestation: paths that only attested devices may use.
+        attestation_lifetime: how long a quote counts that passed.
         tcti: where the TPM is, for a TPM key.
         relay: whether it is used through the relay; see `tpm_mtls.tls.server_context`.
         authorization: the key's authorization value.
@@ -63,6 +72,8 @@ class Settings:
     identity: Identity
     crl: Path | None
     database: str
+    require_attestation: tuple[str, ...] = ()
+    attestation_lifetime: timedelta = ATTESTATION_LIFETIME
     tcti: str | None = None
     relay: RelayUse | None = None
     authorization: Secret | None = None

@@ -13,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from support.device_ca import DAY, DeviceCa, leaf, serial
 from support.https import HttpsClient, device_context, tls_socket
+from tpm_mtls_server.database import Database
 from tpm_mtls_server.settings import Limits
 from tpm_mtls_server.telemetry import TelemetryStore
 
@@ -68,9 +69,10 @@ def test_telemetry_is_stored_with_device_and_time(
     assert client.post("/telemetry", b'{ "temperature": 21.5 }').body == {"id": 1}
     answer = client.post("/telemetry", b'{"temperature":22}', Content_Type="application/json; charset=UTF-8")
     assert (answer.status, answer.body) == (201, {"id": 2})
-    store = TelemetryStore(f"sqlite:///{tmp_path}/telemetry.db")
+    database = Database(f"sqlite:///{tmp_path}/telemetry.db")
+    store = TelemetryStore(database)
     messages = store.messages("sensor-17")
-    store.close()
+    database.close()
     assert [(message.number, message.text) for message in messages] == [
         (1, '{"temperature":21.5}'),
         (2, '{"temperature":22}'),
@@ -354,7 +356,7 @@ def test_a_broken_store_is_reported_without_its_path(
 ) -> None:
     client = connect(backend.port, device)
     assert client.post("/telemetry", b"{}").status == 201
-    backend.call(backend.service._store.close)
+    backend.call(backend.service._endpoints._database.close)
     for file in tmp_path.glob("telemetry.db*"):
         file.unlink()
     (tmp_path / "telemetry.db").write_bytes(b"no database " * 100)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpm_mtls.errors import StorageError, StorageFullError, UsageError
+from tpm_mtls_server.database import Database
 from tpm_mtls_server.telemetry import TelemetryStore, read_message
 
 if TYPE_CHECKING:
@@ -70,15 +71,20 @@ def test_a_name_that_occurs_twice_is_stored_once() -> None:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Path:
+def path(tmp_path: Path) -> Path:
     return tmp_path / "folder" / "telemetry.db"
 
 
 @pytest.fixture
-def store(database: Path) -> Iterator[TelemetryStore]:
-    store = TelemetryStore(f"sqlite:///{database}", kept_per_device=3)
-    yield store
-    store.close()
+def database(path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{path}")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def store(database: Database) -> TelemetryStore:
+    return TelemetryStore(database, kept_per_device=3)
 
 
 def test_messages_come_back_by_device_in_order(store: TelemetryStore) -> None:
@@ -100,45 +106,44 @@ def test_only_the_newest_of_a_device_are_kept_and_no_id_is_given_twice(store: Te
     assert [message.number for message in store.messages("b")] == [1]
 
 
-def test_a_closed_store_can_be_opened_again(store: TelemetryStore, database: Path) -> None:
+def test_a_closed_store_can_be_opened_again(store: TelemetryStore, database: Database, path: Path) -> None:
     store.add("a", "{}", received=NOW)
-    store.close()
-    again = TelemetryStore(f"sqlite:///{database}")
-    assert len(again.messages("a")) == 1
+    database.close()
+    again = Database(f"sqlite:///{path}")
+    assert len(TelemetryStore(again).messages("a")) == 1
     again.check()
     again.close()
 
 
-def test_the_files_are_private(store: TelemetryStore, database: Path) -> None:
+def test_the_files_are_private(store: TelemetryStore, path: Path) -> None:
     old = os.umask(0)
     try:
         store.add("a", "{}", received=NOW)
-        assert {path.stat().st_mode & 0o777 for path in database.parent.iterdir()} == {0o600}
-        assert database.parent.stat().st_mode & 0o777 == 0o750
+        assert {file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {0o600}
+        assert path.parent.stat().st_mode & 0o777 == 0o750
     finally:
         os.umask(old)
 
 
-def test_another_program_can_read_it(store: TelemetryStore, database: Path) -> None:
+def test_another_program_can_read_it(store: TelemetryStore, path: Path) -> None:
     store.add("a", '{"n":1}', received=NOW)
     told = subprocess.run(
-        [sys.executable, "-m", "sqlite3", str(database), "select * from telemetry"],
+        [sys.executable, "-m", "sqlite3", str(path), "select * from telemetry"],
         capture_output=True,
         text=True,
         check=False,
     )
     if told.returncode == 0:  # CPython 3.12 and later have this command
         assert '{"n":1}' in told.stdout
-    connection = sqlite3.connect(database)
+    connection = sqlite3.connect(path)
     assert connection.execute("select device, message from telemetry").fetchall() == [("a", '{"n":1}')]
     connection.close()
 
 
-def test_threads_write_at_the_same_time(database: Path) -> None:
-    store = TelemetryStore(f"sqlite:///{database}")
+def test_threads_write_at_the_same_time(database: Database) -> None:
+    store = TelemetryStore(database)
     with ThreadPoolExecutor(16) as threads:
         numbers = list(threads.map(lambda number: store.add(f"d{number % 4}", "{}", received=NOW), range(64)))
-    store.close()
     assert sorted(numbers) == list(range(1, 65))
 
 
@@ -155,7 +160,7 @@ def test_threads_write_at_the_same_time(database: Path) -> None:
 )
 def test_a_wrong_url_is_refused_without_repeating_it(url: str, match: str) -> None:
     with pytest.raises(UsageError, match=match) as caught:
-        TelemetryStore(url)
+        Database(url)
     assert "geheim" not in str(caught.value) + caught.value.hint
 
 
@@ -163,24 +168,23 @@ def test_what_is_no_database_is_refused_and_stays(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(b"my notes " * 100)
     with pytest.raises(StorageError, match=r"cannot open the database .*notes\.txt: file is not a database"):
-        TelemetryStore(f"sqlite:///{path}")
+        Database(f"sqlite:///{path}")
     assert path.read_bytes() == b"my notes " * 100
 
 
 def test_a_folder_that_cannot_be_written_is_a_storage_error() -> None:
     with pytest.raises(StorageError, match="cannot make /proc/nothing"):
-        TelemetryStore("sqlite:////proc/nothing/telemetry.db")
+        Database("sqlite:////proc/nothing/telemetry.db")
     with pytest.raises(StorageError, match=r"cannot (open the database|write) /proc/version: "):
-        TelemetryStore("sqlite:////proc/version")
+        Database("sqlite:////proc/version")
 
 
-def test_a_full_disk_is_told_and_leaves_the_old_messages(store: TelemetryStore, database: Path) -> None:
+def test_a_full_disk_is_told_and_leaves_the_old_messages(store: TelemetryStore, database: Database) -> None:
     store.add("a", "{}", received=NOW)
-    with store._engine.connect() as connection:
+    with database._engine.connect() as connection:
         pages = connection.exec_driver_sql("pragma page_count").scalar_one()
         connection.exec_driver_sql(f"pragma max_page_count = {pages}")
     with pytest.raises(StorageFullError, match="database or disk is full"):
         store.add("a", json.dumps({"a": "x" * 60_000}), received=NOW)
     assert [message.text for message in store.messages("a")] == ["{}"]
-    store.check()
-    assert database.exists()
+    database.check()
