@@ -10,11 +10,12 @@ import click
 
 from tpm_mtls.cli_options import auth_option, json_option, relay_option, tcti_option
 from tpm_mtls.durations import Duration
+from tpm_mtls_server.cli_common import DEFAULT_DATABASE
+from tpm_mtls_server.device_cli import device
+from tpm_mtls_server.group_cli import group
 
 if TYPE_CHECKING:
     from tpm_mtls.configuration import RelayUse
-
-DEFAULT_DATABASE = "sqlite:////var/lib/tpm-mtls-server/telemetry.db"
 
 _file = click.Path(dir_okay=False, path_type=Path)
 _EXAMPLE = (
@@ -39,6 +40,10 @@ class _ListenAddress(click.ParamType["tuple[str, int]"]):
 @click.group()
 def server() -> None:
     """The backend that devices talk to over mutual TLS."""
+
+
+server.add_command(device)
+server.add_command(group)
 
 
 @server.command(epilog=_EXAMPLE)

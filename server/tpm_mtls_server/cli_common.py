@@ -1,0 +1,96 @@
+"""Options that the server's commands share, and what they do alike."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from tpm_mtls.cli_options import answer
+from tpm_mtls.errors import StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tpm_mtls_server.registry import Registry
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+DEFAULT_DATABASE: Final = "sqlite:////var/lib/tpm-mtls-server/telemetry.db"
+
+
+def database_option(function: F) -> F:
+    """``--database``: the server's database; passes a URL to the parameter ``database``."""
+    return click.option(
+        "--database", metavar="URL", default=DEFAULT_DATABASE, show_default=True, help="The server's database."
+    )(function)
+
+
+def by_option(function: F) -> F:
+    """``--by``: who decides; passes a name to the parameter ``by``."""
+    return click.option(
+        "--by",
+        default=_local_user,
+        metavar="NAME",
+        show_default="local: and your login name",
+        help="Who decides, for the audit log.",
+    )(function)
+
+
+@contextlib.contextmanager
+def open_registry(database: str, *, make: bool = False) -> Iterator[Registry]:
+    """The registry in ``database``, as long as the block lasts; with ``make`` it is made if it is not there.
+
+    Raises:
+        UsageError: the URL is wrong.
+        StateError: it is not there, or of another version.
+        StorageError: it cannot be opened.
+    """
+    import sqlalchemy  # noqa: PLC0415 - `server --help` stays quick
+
+    from tpm_mtls_server.registry import Registry  # noqa: PLC0415 - the same
+
+    if not make and database.startswith("sqlite:"):
+        path = sqlalchemy.make_url(database).database
+        if path and not Path(path).exists():
+            raise StateError(
+                f"there is no database {path}", hint="give the one of server run: --database sqlite:///PATH"
+            )
+    with Registry.open(database) as registry:
+        yield registry
+
+
+def print_list(name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_json: bool) -> None:
+    """Prints ``rows`` as JSON under ``name``; else those ``columns`` (title by key), a table on a terminal only."""
+    if as_json:
+        answer({name: rows}, "", as_json=True)
+        return
+    from tpm_mtls.pcr.presentation import print_rows  # noqa: PLC0415 - `server --help` stays quick
+
+    print_rows(list(columns.values()), [["-" if row[key] is None else row[key] for key in columns] for row in rows])
+
+
+def utc_now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+def plain(text: str) -> str:
+    """``text`` without anything that a terminal would obey: it may come from a device."""
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def _local_user() -> str:
+    """Whoever is logged in; under sudo, who called it. No proof: whoever can write the database can write any name."""
+    name = os.environ.get("SUDO_USER") if os.geteuid() == 0 else None
+    if name is None:
+        try:
+            name = pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            name = str(os.getuid())
+    return f"local:{plain(name)[:100]}"
