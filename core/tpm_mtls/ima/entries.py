@@ -19,7 +19,7 @@ class ImaEntry:
 
     Attributes:
         pcr: which PCR it says it extended.
-        template: what it is made of: ``ima-ng``, ``ima-sig``, …, or a format such as ``d-ng|n-ng|sig``.
+        template: what it is made of: ``ima-ng``, ``ima-sig``, …, or a format such as ``d-ng|n-ng|sig``; not measured.
         data: what the template's digests are made from.
         violation: whether the kernel could not measure the file: somebody wrote it meanwhile.
         path: the file's name as the kernel saw it, or what else was measured (``boot_aggregate``, a key ring); empty

@@ -39,6 +39,8 @@ _FIELDS: Final = {
 }
 """The templates that Linux knows by name: security/integrity/ima/ima_template.c."""
 
+_DIGESTS: Final = ("d-ng", "d-ngv2", "d")
+_NAMES: Final = ("n-ng", "n")
 _NAME: Final = re.compile(rb"[A-Za-z0-9|_-]{1,255}")
 _DIGEST: Final = re.compile(rb"(?:(?:ima|verity):)?([a-z0-9_()-]{1,32}):\0(.{1,64})", re.DOTALL)  # d-ng, d-ngv2
 
@@ -132,20 +134,23 @@ def _oldest(reader: _Reader) -> tuple[bytes, _Measured]:
 
 
 def _measured(fields: _Reader, template: str, *, violation: bool) -> _Measured:
-    """The fields of a template with sizes; of one that is not known, nothing."""
-    known = _FIELDS.get(template, template if "|" in template else "")
-    if not known:
+    """What the fields of a template with sizes say; of one that is not known, nothing.
+
+    The template's name is not measured, so that a list may lie about it. Digest and name are therefore the first two
+    fields, as in every template of the kernel, and nothing else is ever taken for them.
+    """
+    known = _FIELDS.get(template, template if "|" in template else "").split("|")
+    if known[0] not in _DIGESTS or known[1] not in _NAMES:
         return _Measured()
-    values = [(kind, fields.sized()) for kind in known.split("|")]
+    digest, name, *_ = [fields.sized() for _ in known]
     if fields.left:  # 3
         raise fields.malformed(f"{fields.left} bytes more than the template {template} has")
-    named = dict(reversed(values))  # the first of a kind
-    path = _text(named.get("n-ng", named.get("n", b"")).removesuffix(b"\0"))
+    path = _text(name.removesuffix(b"\0"))
     if violation:  # its digest is a place-holder
         return _Measured(path)
-    if "d" in named:
-        return _Measured(path, "sha1", named["d"])
-    match = _DIGEST.fullmatch(named.get("d-ng", named.get("d-ngv2", b"")))
+    if known[0] == "d":
+        return _Measured(path, "sha1", digest) if len(digest) == _SHA1_SIZE else _Measured(path)
+    match = _DIGEST.fullmatch(digest)
     return _Measured(path, match[1].decode("ascii"), match[2]) if match else _Measured(path)
 
 
