@@ -213,10 +213,13 @@ def check_chain(
 def _issuers_by_name(leaf: x509.Certificate, pool: Sequence[x509.Certificate]) -> list[x509.Certificate]:
     """Those of ``pool`` whose names lead from the leaf upwards (one with the right name may still be the wrong one)."""
     found: list[x509.Certificate] = []
-    wanted = {leaf.issuer}
-    while new := [candidate for candidate in pool if candidate.subject in wanted and candidate not in found]:
-        found += new
-        wanted = {candidate.issuer for candidate in new}
+    try:
+        wanted = {leaf.issuer}
+        while new := [candidate for candidate in pool if candidate.subject in wanted and candidate not in found]:
+            found += new
+            wanted = {candidate.issuer for candidate in new}
+    except UNREADABLE as error:
+        raise CredentialError("a name in the certificate is malformed", hint="ask its CA for another one") from error
     return found
 
 

@@ -110,6 +110,14 @@ def test_a_chain_leads_from_leaf_to_anchor() -> None:
     assert check() == (LEAF.certificate, ISSUING.certificate, ROOT.certificate)
 
 
+def test_a_malformed_issuer_s_name_is_refused() -> None:
+    """It is parsed only when somebody looks at it."""
+    der = LEAF.certificate.public_bytes(Encoding.DER).replace(b"issuing", b"issui\xff\xfe", 1)
+    leaf = x509.load_der_x509_certificate(der)
+    with pytest.raises(CredentialError, match="a name in the certificate is malformed"):
+        check_chain(leaf, [ISSUING.certificate], [ROOT.certificate], now=NOW, purpose=Purpose.CLIENT)
+
+
 def test_other_certificates_beside_do_not_matter() -> None:
     stranger = Signer("stranger", end=NOW - timedelta(hours=1))
     assert len(check(intermediates=(stranger, ISSUING, LEAF), anchors=(stranger, ROOT))) == 3

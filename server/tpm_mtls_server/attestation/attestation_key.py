@@ -127,8 +127,8 @@ class AttestationTrust:
             certificate = x509.load_der_x509_certificate(der)
         except UNREADABLE as error:
             raise CredentialError("the certificate is malformed", hint=_ENROLL) from error
-        pool = self._authorities
-        chain = check_chain(certificate, pool, pool, now=now, purpose=Purpose.ATTESTATION)  # 2
+        authorities = self._current(now)
+        chain = check_chain(certificate, authorities, authorities, now=now, purpose=Purpose.ATTESTATION)  # 2
         extensions = read_extensions(certificate)
         if POLICY_RESTRICTED not in _policies(extensions):  # 3
             raise CredentialError("the certificate does not say that the key was verified", hint=_ENROLL)
@@ -138,6 +138,12 @@ class AttestationTrust:
             key=certificate_spki(certificate),
             peer=_peer(certificate, extensions, chain),
         )
+
+    def _current(self, now: datetime) -> list[x509.Certificate]:
+        """The authorities without those that have expired, or are not valid yet, beside another one of that name."""
+        valid = [each for each in self._authorities if each.not_valid_before_utc <= now <= each.not_valid_after_utc]
+        names = {each.subject for each in valid}
+        return [each for each in self._authorities if each in valid or each.subject not in names]
 
 
 def check_key(

@@ -12,6 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from support import attestation
 from support.device_ca import DeviceCa
+from support.evidence import new_root
 from support.judgements import DEVICE, NOW, OTHER_TPM, TPM, Device
 from support.quotes import software_key
 from tpm_mtls.errors import CredentialError
@@ -71,6 +72,8 @@ def test_a_certificate_of_another_ca_is_refused(machine: Device, good: Case, tmp
         (lambda _: b"", "the certificate is malformed"),
         (lambda der: der + bytes(4096), "larger than 4096 bytes"),
         (lambda der: der[:-1] + bytes([der[-1] ^ 1]), "does not lead to the trust anchor"),
+        (lambda der: der.replace(b"Issuing", b"Issui\xff\xfe"), "a name in the certificate is malformed"),
+        (lambda der: der.replace(b"sensor-17", b"sensor-\xff\xfe"), "does not lead to the trust anchor"),
     ],
 )
 def test_a_damaged_certificate_is_refused(good: Case, change: Callable[[bytes], bytes], reason: str) -> None:
@@ -156,3 +159,11 @@ def test_it_does_not_remember_without_end(machine: Device) -> None:
     found = [trust.certificate(der, now=NOW) for der in ders]
     assert trust.certificate(ders[2], now=NOW) is found[2]
     assert trust.certificate(ders[0], now=NOW) is not found[0]
+
+
+def test_an_expired_ca_does_not_matter_beside_one_of_the_same_name(machine: Device) -> None:
+    expired = new_root("Test Root", start=NOW - timedelta(days=9), end=NOW - timedelta(days=1)).certificate
+    der, ca = machine.certificate(), machine.ca
+    assert AttestationTrust([expired, ca.root, ca.issuing]).certificate(der, now=NOW).device == DEVICE
+    with pytest.raises(CredentialError, match="the CA certificate CN=Test Root expired"):
+        AttestationTrust([expired, ca.issuing]).certificate(der, now=NOW)
