@@ -172,7 +172,13 @@ def _tell(text: str) -> None:
 
 
 @click.command("renew", epilog="Example: tpm-mtls keygen renew --if-due --wait 600")
-@click.option("--new-key", is_flag=True, help="Make a new key; it takes the place of the old one.")
+@click.option(
+    "--rotate-key",
+    "--new-key",
+    "rotate_key",
+    is_flag=True,
+    help="Make a new key; it takes the place of the old one once TLS with the CA has worked with it.",
+)
 @click.option("--if-due", is_flag=True, help="Do nothing before two thirds of the certificate's life are over.")
 @auth_option("the key's authorization value, the new one's too")
 @click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
@@ -186,7 +192,7 @@ def _tell(text: str) -> None:
 @json_option
 def renew(  # noqa: PLR0913 - one parameter per option
     *,
-    new_key: bool,
+    rotate_key: bool,
     if_due: bool,
     auth: str | None,
     owner_auth: str | None,
@@ -208,7 +214,7 @@ def renew(  # noqa: PLR0913 - one parameter per option
 
     settings = renewal.Settings(
         folder=state_dir,
-        new_key=new_key,
+        rotate_key=rotate_key,
         only_if_due=if_due,
         auth=auth,
         tcti=tcti,
@@ -220,7 +226,13 @@ def renew(  # noqa: PLR0913 - one parameter per option
     record = outcome.record
     verb = "renewed" if outcome.changed else "nothing to renew yet"
     notify_status(f"{verb}: {record.device}")
-    data = {"changed": outcome.changed, "device": record.device, "key": record.key, "state_dir": str(state_dir)}
+    data = {
+        "changed": outcome.changed,
+        "rotated": outcome.rotated,
+        "device": record.device,
+        "key": record.key,
+        "state_dir": str(state_dir),
+    }
     answer(data, f"{verb}: {record.device}", as_json=as_json)
 
 

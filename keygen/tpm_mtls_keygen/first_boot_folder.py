@@ -27,7 +27,11 @@ JOURNAL_FORMAT = 1
 
 INSTALL = "install.json"
 
-_OWN = (JOURNAL, INSTALL, KEY, ATTESTATION_KEY, CERTIFICATE, TRUST, RECORD)
+TRIAL_KEY = "trial.key.pem"
+TRIAL_CERTIFICATE = "trial.cert.pem"
+
+_TRIAL = (TRIAL_KEY, TRIAL_CERTIFICATE)
+_OWN = (JOURNAL, INSTALL, KEY, ATTESTATION_KEY, CERTIFICATE, TRUST, RECORD, *_TRIAL)
 _POLICY = r"000b[0-9a-f]{64}" + re.escape(POLICY_SUFFIX)
 # as `tpm_mtls.files.write_atomic` names them
 _LEFTOVER = re.compile(r"\.(" + "|".join([*map(re.escape, _OWN), _POLICY]) + r")\.[0-9a-f]{8}\.tmp")
@@ -87,13 +91,13 @@ def save_journal(folder: Path, journal: Journal) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files that a killed first boot left; the caller holds the lock.
+    """Removes temporary files that a killed first boot or renewal left; the caller holds the lock.
 
     Raises:
         StorageError: one cannot be removed.
     """
     with storage_errors(folder, "read"):
-        leftovers = [path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name)]
+        leftovers = [path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name) or path.name in _TRIAL]
     for path in leftovers:
         remove_file(path)
 

@@ -76,9 +76,11 @@ class Outcome:
     Attributes:
         record: the device's identity.
         changed: false when everything was there already.
-        restored: whether the identity came back from the TPM's NV memory.
+        restored: whether the identity, or its certificate, came back from the TPM's NV memory.
+        rotated: whether the device has a new key.
     """
 
     record: IdentityRecord
     changed: bool
     restored: bool = False
+    rotated: bool = False

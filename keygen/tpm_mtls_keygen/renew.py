@@ -2,8 +2,8 @@
 
 The evidence is collected anew, as at the first boot; then the request goes to the CA over TLS with the present key and
 certificate. What comes back is installed so that a power cut leaves the old identity or the new one
-(`tpm_mtls_keygen.install`). A new key takes the place of the old one, at the same handle or in the same file: whoever
-names the key by its reference finds the new one there.
+(`tpm_mtls_keygen.install`). A new key takes the place of the old one, at the same handle or in the same file, once TLS
+with the CA has worked with it (`tpm_mtls_keygen.trial`): who names the key by its reference finds the new one there.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tpm_mtls.policy.new_policy import NewPolicy
 from tpm_mtls.structures import KeyAlgorithm, Tss2Key
 from tpm_mtls.tls import trust_context
 from tpm_mtls.tpm import SRK_HANDLE, open_tpm
+from tpm_mtls_keygen import trial
 from tpm_mtls_keygen.csr import build_csr
 from tpm_mtls_keygen.est_client import EstClient, EstExchange, Shown
 from tpm_mtls_keygen.first_boot import check_enrolled
@@ -38,6 +39,7 @@ from tpm_mtls_keygen.keys import TpmKey, load_key
 from tpm_mtls_keygen.nv_mirror import find_place
 from tpm_mtls_keygen.patience import Later
 from tpm_mtls_keygen.proof import Proof
+from tpm_mtls_keygen.trial import on_trial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
     from tpm_mtls.authorization import Secret
     from tpm_mtls.errors import TpmMtlsError
-    from tpm_mtls.identity import IdentityRecord
+    from tpm_mtls.identity import Identity, IdentityRecord
     from tpm_mtls.tpm import Tpm
 
 
@@ -58,7 +60,7 @@ class Settings:
 
     Attributes:
         folder: the identity folder.
-        new_key: whether the new certificate is for a new key.
+        rotate_key: whether the new certificate is for a new key.
         only_if_due: whether nothing is done before it is due (`due_at`).
         auth: where the key's authorization value is, if it has one; see `tpm_mtls.authorization`. A new key gets it.
         tcti: where the TPM is; see `tpm_mtls.tcti.resolve_tcti`.
@@ -68,7 +70,7 @@ class Settings:
     """
 
     folder: Path
-    new_key: bool = False
+    rotate_key: bool = False
     only_if_due: bool = False
     auth: str | None = None
     tcti: str | None = None
@@ -133,16 +135,18 @@ class _Renewal:
         remove_leftovers(self.folder)
         leaf, *_ = load_certificates(self.folder / CERTIFICATE)
         if self.settings.only_if_due and self.world.now() < due_at(leaf):
-            return Outcome(record, changed=begun is not None)
+            return Outcome(record, changed=begun is not None, rotated=begun is not None and begun.key is not None)
         self.world.tell(f"asking the CA at {record.ca_url} for another certificate for {record.device}")
         with self.undo:  # a failure leaves no policy of a key that nobody has
             request, answer = self.attempts.until_done(lambda: self._attempt(record))
             with self._open_tpm() as tpm:
                 installation = self._make_installation(tpm, record, request, answer)
+            if installation.key is not None:
+                self._try_new_key(installation.key, installation)
         with self._open_tpm() as tpm:
             begin(self.folder, installation)
             complete(tpm, self.folder, installation)
-        return Outcome(installation.record, changed=True)
+        return Outcome(installation.record, changed=True, rotated=installation.key is not None)
 
     def _open_tpm(self) -> AbstractContextManager[Tpm]:
         settings = self.settings
@@ -179,14 +183,12 @@ class _Renewal:
             request = self._make_request(tpm, exchange, record)
         if isinstance(request, Later):
             return request
-        identity = load_identity(self.folder)
-        transport = DeviceTransport(client.url.server, identity, self.settings.tcti, self.authorization)
-        as_device = EstExchange(client.url, transport, cookies=request.cookies)
+        as_device = self._exchange(client, load_identity(self.folder), cookies=request.cookies)
         answer = as_device.reenroll(request.csr, request.shown, now=self.world.now())
         return answer if isinstance(answer, Later) else (request, answer)
 
     def _make_request(self, tpm: Tpm, exchange: EstExchange, record: IdentityRecord) -> _Request | Later:
-        if self.settings.new_key and self.new_key is None:
+        if self.settings.rotate_key and self.new_key is None:
             self.world.tell(f"making a new key in the TPM: {record.algorithm}")
             self.new_key = self._make_key(tpm, record)
         known = load_attestation_key(self.folder) if record.enrolled_by == "tpm" else None
@@ -246,6 +248,19 @@ class _Renewal:
             attestation_key=attestation_key,
             mirror=self._has_mirror(tpm),
         )
+
+    def _try_new_key(self, key: bytes, installation: Installation) -> None:
+        """Raises unless TLS with the CA works with the new key and its certificate; nothing is replaced before that."""
+        self.world.tell("trying the new key and its certificate with the CA")
+        client = EstClient(installation.record.ca_url, trust_context(self.folder / TRUST))
+        with on_trial(self.folder, key, installation.certificates) as identity:
+            as_new = self._exchange(client, identity)
+            self.attempts.until_done(lambda: trial.attempt(as_new, now=self.world.now()))
+
+    def _exchange(self, client: EstClient, identity: Identity, *, cookies: Sequence[str] = ()) -> EstExchange:
+        """Requests as the device, in a child; nobody may have the TPM open here meanwhile."""
+        transport = DeviceTransport(client.url.server, identity, self.settings.tcti, self.authorization)
+        return EstExchange(client.url, transport, cookies=cookies)
 
     def _has_mirror(self, tpm: Tpm) -> bool:
         with suppress(HandleOccupiedError):

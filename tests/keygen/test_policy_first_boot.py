@@ -111,7 +111,7 @@ def test_a_renewal_with_a_new_key_keeps_the_policy(bench: AttestedBench, wish: W
     bench.run(wish=wish, policy=PCRS)
     before, old = bench.leaf(), find_policy(bytes.fromhex(bench.record()["key_name"]), [bench.folder])
 
-    bench.renew(new_key=True)
+    bench.renew(rotate_key=True)
 
     assert_whole(bench)
     new = find_policy(bytes.fromhex(bench.record()["key_name"]), [bench.folder])
@@ -125,7 +125,7 @@ def test_a_renewal_that_fails_leaves_no_policy_of_a_key_that_nobody_has(bench: A
     bench.run(policy=PCRS)
     accept(bench, frozenset({b""}))
     with pytest.raises(RequestRefusedError):
-        bench.renew(new_key=True)
+        bench.renew(rotate_key=True)
     accept(bench, None)
     assert_whole(bench)
 

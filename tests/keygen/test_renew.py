@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import timedelta
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from support.attested import COPY, DEVICE, AttestedBench
-from support.authority import make_token
+from support.authority import est_host, make_token
+from support.certificates import TestCa
 from support.power_cut import DIES_AT_FILE_CHANGE, TpmTap
 from tpm_mtls.attestation_key import load_attestation_key
 from tpm_mtls.certificates import certificate_spki
 from tpm_mtls.cli import run
+from tpm_mtls.device_requests import DeviceTransport
 from tpm_mtls.errors import (
     AuthorizationError,
     CertificateExpiredError,
+    ForeignKeyError,
+    HandshakeError,
     IdentityError,
     PeerUnreachableError,
     RequestRefusedError,
 )
-from tpm_mtls.identity import CERTIFICATE, load_record
+from tpm_mtls.identity import CERTIFICATE, Identity, load_record
 from tpm_mtls.structures import Attribute
 from tpm_mtls.tpm import open_tpm
+from tpm_mtls_keygen import trial
+from tpm_mtls_keygen.est_client import EstExchange
+from tpm_mtls_keygen.est_url import EstUrl
 from tpm_mtls_keygen.first_boot_folder import INSTALL, Journal, KeyPlace, save_journal
 from tpm_mtls_keygen.first_boot_settings import World
 from tpm_mtls_keygen.first_boot_steps import Wish
@@ -35,7 +43,11 @@ from tpm_mtls_keygen.nv_mirror import find_place
 from tpm_mtls_keygen.patience import Patience
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from support.tpm import SimulatedTpm
+    from tpm_mtls_pki.issuance import Registrar
 
 FILE = Wish(place=KeyPlace.TSS2, copy=True)
 
@@ -74,7 +86,7 @@ def test_the_same_key_gets_another_certificate(enrolled: AttestedBench) -> None:
 def test_a_new_key_takes_the_place_of_the_old_one(enrolled: AttestedBench) -> None:
     before, old = enrolled.leaf(), enrolled.record()
 
-    outcome = enrolled.renew(new_key=True)
+    outcome = enrolled.renew(rotate_key=True)
 
     assert certificate_spki(enrolled.leaf()) != certificate_spki(before)
     assert enrolled.record() == old | {"key_name": outcome.record.key_name}
@@ -83,7 +95,7 @@ def test_a_new_key_takes_the_place_of_the_old_one(enrolled: AttestedBench) -> No
 
 
 def test_the_mirror_follows(enrolled: AttestedBench) -> None:
-    enrolled.renew(new_key=True)
+    enrolled.renew(rotate_key=True)
     leaf = enrolled.leaf()
     enrolled.wipe()
 
@@ -128,7 +140,7 @@ def test_a_key_with_an_authorization_value_needs_it_and_hands_it_on(attested: At
 
     with pytest.raises(AuthorizationError):
         attested.renew()
-    attested.renew(auth=f"file:{secret}", new_key=True)
+    attested.renew(auth=f"file:{secret}", rotate_key=True)
 
     with open_tpm(attested.tpm.tcti) as tpm:
         assert Attribute.NODA not in tpm.read_public(0x81000100).public.attributes
@@ -217,7 +229,7 @@ def test_an_unreachable_ca_leaves_everything_as_it_is(attested: AttestedBench) -
     before = attested.files()
 
     with pytest.raises(PeerUnreachableError):
-        attested.renew(new_key=True)
+        attested.renew(rotate_key=True)
     assert attested.files() == before
     assert attested.tpm.handles("transient") == []
 
@@ -226,10 +238,62 @@ def test_the_command_line(persistent: AttestedBench, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert run(persistent.command("renew", "--if-due")) == 0
     assert capsys.readouterr().out == f"nothing to renew yet: {DEVICE}\n"
-    assert run(persistent.command("renew", "--new-key", "--json")) == 0
-    assert '"changed":true' in capsys.readouterr().out
+    for option in ("--rotate-key", "--new-key"):  # the second is its older name
+        assert run(persistent.command("renew", option, "--json")) == 0
+        assert '"changed":true,"rotated":true' in capsys.readouterr().out
     assert run(persistent.command("status", "--verify")) == 0
     assert "mirror in the tpm: current" in capsys.readouterr().out
+
+
+# -- the trial --------------------------------------------------------------------------------------------------------
+
+
+def world_that_breaks_the_trial(change: Callable[[], object]) -> World:
+    """``change`` happens when the new key is about to be tried."""
+
+    def tell(line: str) -> None:
+        if line.startswith("trying the new key"):
+            change()
+
+    return World(tell=tell)
+
+
+def test_a_new_key_that_does_not_load_replaces_nothing(persistent: AttestedBench) -> None:
+    before, record = persistent.leaf(), persistent.record()
+    world = world_that_breaks_the_trial(lambda: persistent.tpm.tool("tpm2_evictcontrol", "-C", "o", "-c", "0x81000001"))
+    with pytest.raises(ForeignKeyError, match="its parent is not in this TPM") as refusal:
+        persistent.renew(world, rotate_key=True)
+    assert refusal.value.hint.startswith("the old key stays in use; ")
+    assert (persistent.leaf(), persistent.record()) == (before, record)
+    with open_tpm(persistent.tpm.tcti) as tpm:
+        tpm.srk.ensure()
+    persistent.renew()
+    persistent.assert_whole()
+
+
+def test_a_ca_that_is_gone_when_the_new_key_is_tried_replaces_nothing(
+    tpm: SimulatedTpm, registrar: Registrar, tmp_path: Path
+) -> None:
+    with ExitStack() as running:
+        host = running.enter_context(est_host(registrar))
+        bench = AttestedBench(tpm, registrar, host, tmp_path / "state")
+        bench.allow()
+        bench.run()
+        before = bench.files()
+        with pytest.raises(PeerUnreachableError):
+            bench.renew(world_that_breaks_the_trial(running.close), rotate_key=True)
+    assert bench.files() == before
+    assert tpm.handles("transient") == []
+
+
+def test_a_certificate_of_another_ca_does_not_pass_the_trial(persistent: AttestedBench, tmp_path: Path) -> None:
+    """Whoever fails here has signed for nothing that the CA accepts: it is the CA that verifies, in the handshake."""
+    stranger = TestCa(tmp_path).software_identity("sensor-17")
+    identity = Identity(stranger.key, stranger.certificate, persistent.trust)
+    url = EstUrl.parse(persistent.host.url)
+    exchange = EstExchange(url, DeviceTransport(url.server, identity))
+    with pytest.raises(HandshakeError, match="unknown ca"):
+        trial.attempt(exchange, now=datetime.now(UTC))
 
 
 # -- killed anywhere --------------------------------------------------------------------------------------------------
@@ -241,15 +305,34 @@ def finish(bench: AttestedBench) -> None:
     bench.run()
     bench.assert_whole()
     assert mirrored_leaf(bench) == bench.leaf().public_bytes(Encoding.DER)
-    bench.renew(new_key=True)
+    bench.renew(rotate_key=True)
     bench.assert_whole()
 
 
-@pytest.mark.parametrize("at", range(7))
+def killed_at_file_change(bench: AttestedBench, at: int) -> None:
+    command = [sys.executable, "-c", DIES_AT_FILE_CHANGE, str(bench.folder), str(at)]
+    subprocess.run([*command, *bench.command("renew", "--rotate-key")], check=False, capture_output=True, timeout=60)
+
+
+TRIAL = 4
+"""Changes of files before the installation: key and certificate for the trial, and their removal."""
+
+
+@pytest.mark.parametrize("at", range(TRIAL + 1))
+def test_killed_during_the_trial_it_is_the_old_one(persistent: AttestedBench, at: int) -> None:
+    before = persistent.leaf(), persistent.record()
+    killed_at_file_change(persistent, at)
+    assert (persistent.leaf(), persistent.record()) == before
+    assert not (persistent.folder / INSTALL).exists()
+    persistent.tpm.flush()
+    persistent.renew()  # the old key still works, and what the trial left is gone
+    persistent.assert_whole()
+
+
+@pytest.mark.parametrize("at", range(TRIAL, TRIAL + 7))
 def test_killed_before_any_change_of_a_file_it_is_the_old_or_the_new_one(enrolled: AttestedBench, at: int) -> None:
     """install.json, the key (if it is a file), attestation key, certificate, identity, install.json's removal."""
-    command = [sys.executable, "-c", DIES_AT_FILE_CHANGE, str(enrolled.folder), str(at)]
-    subprocess.run([*command, *enrolled.command("renew", "--new-key")], check=False, capture_output=True, timeout=60)
+    killed_at_file_change(enrolled, at)
     finish(enrolled)
 
 
@@ -262,16 +345,22 @@ INSTALLATION = [
 
 def start_renewal(bench: AttestedBench, tap: TpmTap) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tpm_mtls", *bench.command("renew", "--new-key", "--tcti", tap.tcti)],
+        [sys.executable, "-m", "tpm_mtls", *bench.command("renew", "--rotate-key", "--tcti", tap.tcti)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
 
 
-def test_the_new_key_takes_over_with_few_commands(persistent: AttestedBench) -> None:
+TRYING = [
+    *("GetCapability", "GetCapability", "GetCapability", "ReadPublic", "Load"),  # the new key in a child
+    *("ECC_Parameters", "ECC_Parameters", "Hash", "Sign", "FlushContext"),
+]
+
+
+def test_the_new_key_is_tried_and_takes_over_with_few_commands(persistent: AttestedBench) -> None:
     with TpmTap(persistent.tpm.tcti) as tap:
         assert start_renewal(persistent, tap).wait(60) == 0
-        assert tap.commands[-len(INSTALLATION) :] == INSTALLATION
+        assert tap.commands[-len(TRYING + INSTALLATION) :] == TRYING + INSTALLATION
 
 
 @pytest.mark.parametrize("left", range(len(INSTALLATION)))
@@ -290,3 +379,21 @@ def test_killed_at_any_tpm_command_of_the_installation(persistent: AttestedBench
     persistent.run()
     persistent.assert_whole()
     assert mirrored_leaf(persistent) == persistent.leaf().public_bytes(Encoding.DER)
+
+
+@pytest.mark.parametrize("name", ["Load", "Sign", "FlushContext"])
+def test_killed_at_a_tpm_command_of_the_trial_it_is_the_old_one(persistent: AttestedBench, name: str) -> None:
+    with TpmTap(persistent.tpm.tcti) as tap:
+        assert start_renewal(persistent, tap).wait(60) == 0
+        begins = len(tap.commands) - len(TRYING + INSTALLATION)
+    before = persistent.leaf(), persistent.record()
+    with TpmTap(persistent.tpm.tcti) as tap:
+        process = start_renewal(persistent, tap)
+        tap.kill(process, at=begins + TRYING.index(name) + 1, answered=True)
+        process.wait(60)
+
+    persistent.tpm.flush()
+    assert (persistent.leaf(), persistent.record()) == before
+    assert not (persistent.folder / INSTALL).exists()
+    persistent.renew()
+    persistent.assert_whole()

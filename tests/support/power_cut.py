@@ -35,7 +35,9 @@ _COMMANDS = {
     0x169: "NV_ReadPublic",
     0x173: "ReadPublic",
     0x176: "StartAuthSession",
+    0x178: "ECC_Parameters",
     0x17A: "GetCapability",
+    0x17D: "Hash",
     0x181: "ReadClock",
     0x191: "CreateLoaded",
 }
