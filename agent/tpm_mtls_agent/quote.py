@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from tpm_mtls.attestation.messages import EVENT_LOG_LIMIT, IMA_LOG_LIMIT, NONCE_LENGTHS, QuoteEvidence
-from tpm_mtls.attestation.quote_checks import BANK, PCR_CHECK, SENT_PCRS, SIGNED_PCRS, verify_quote
+from tpm_mtls.attestation.quoting import quote_pcrs
 from tpm_mtls.attestation_key import load_attestation_key
-from tpm_mtls.errors import EvidenceError, EvidenceRefusedError, IdentityError, PemError, StateError, StorageError
+from tpm_mtls.errors import EvidenceError, IdentityError, PemError, StorageError
 from tpm_mtls.files import read_capped
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tpm_mtls.attestation_key import AttestationKey
     from tpm_mtls.tpm import Tpm
-
-_ATTEMPTS: Final = 3
 
 
 class Collected(NamedTuple):
@@ -52,7 +49,7 @@ def collect(tpm: Tpm, folder: Path, nonce: bytes, event_log: Path | None, ima_lo
         IdentityError: there is no attestation key, or its record is damaged.
         ForeignKeyError: the attestation key is another TPM's, or this one was cleared.
         AlgorithmUnsupportedError: the TPM keeps no PCR bank sha256.
-        StateError: the PCRs and the quote of them do not meet: see `_quote`.
+        StateError: the PCRs and the quote of them do not meet: `tpm_mtls.attestation.quoting.quote_pcrs`.
         TpmRefusedError, TpmUnavailableError: the TPM does not do it.
         StorageError: the record cannot be read.
     """
@@ -66,47 +63,12 @@ def collect(tpm: Tpm, folder: Path, nonce: bytes, event_log: Path | None, ima_lo
         raise IdentityError(
             f"there is no attestation key in {folder}", hint="enroll with evidence: tpm-mtls keygen first-boot"
         )
-    evidence = _quote(tpm, key, nonce)
+    with key.load(tpm) as loaded:
+        evidence, _ = quote_pcrs(tpm, loaded, nonce, certificate=key.certificate)
     events, no_events = _log(event_log, EVENT_LOG_LIMIT, "event log")
     files, no_files = _log(ima_log, IMA_LOG_LIMIT, "IMA list")
     evidence = msgspec.structs.replace(evidence, event_log=events, ima_log=files)
     return Collected(evidence, tuple(filter(None, (no_events, no_files))))
-
-
-def _quote(tpm: Tpm, record: AttestationKey, nonce: bytes) -> QuoteEvidence:
-    """A quote and the values of its PCRs.
-
-    One command cannot give both, and the kernel extends PCR 10 whenever IMA measures a file: now and then the two do
-    not meet. The TPM's counter tells it while the PCRs are read, or check 6 afterwards; then both are asked for anew.
-    """
-    area = record.area
-    last: EvidenceRefusedError | StateError | None = None
-    with record.load(tpm) as key:
-        for _ in range(_ATTEMPTS):
-            quotation = tpm.attestation.quote(key, nonce, {BANK: SIGNED_PCRS})
-            try:
-                values = tpm.pcrs.read(BANK, SENT_PCRS)
-                evidence = QuoteEvidence(
-                    nonce=nonce,
-                    attest=quotation.attest,
-                    signature=quotation.signature,
-                    attestation_key=record.public,
-                    certificate=record.certificate,
-                    pcrs={BANK: {pcr: value.hex() for pcr, value in values.items()}},
-                )
-                verify_quote(evidence, nonce, area)
-            except StateError as error:
-                last = error
-            except EvidenceRefusedError as error:
-                if error.check != PCR_CHECK:
-                    raise
-                last = error
-            else:
-                return evidence
-    raise StateError(
-        f"{_ATTEMPTS} quotes did not fit the PCR values read with them: {last}",
-        hint="what extends PCRs all the time? if nothing does, something between here and the TPM lies: which --tcti?",
-    ) from last
 
 
 def _log(path: Path | None, limit: int, what: str) -> tuple[bytes | None, str]:
