@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-import click
-
 from tpm_mtls.errors import UsageError
 
 if TYPE_CHECKING:
-    from typing import Any
+    import click
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LIMIT: Final = 365 * 86_400  # seconds
@@ -29,11 +27,6 @@ def parse_duration(text: str) -> float:
     return float(seconds)
 
 
-class Duration(click.ParamType):
-    """A command line option's type: what `parse_duration` takes, as seconds."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401, ARG002 - click's signature
-        """The seconds; a number is some already."""
-        return value if isinstance(value, float) else parse_duration(str(value))
+def duration(_context: click.Context, _parameter: click.Parameter, text: str) -> float:
+    """The callback of a command line's option that takes such a span, with a default: passes on the seconds."""
+    return parse_duration(text)

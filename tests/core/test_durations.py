@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tpm_mtls.durations import Duration, parse_duration
+from tpm_mtls.durations import duration, parse_duration
 from tpm_mtls.errors import UsageError
 
 
@@ -27,7 +27,7 @@ def test_anything_else_is_refused(text: str) -> None:
 
 def test_an_option_takes_one_and_has_one_as_its_default() -> None:
     @click.command()
-    @click.option("--interval", type=Duration(), default="1h", show_default=True)
+    @click.option("--interval", callback=duration, default="1h", show_default=True)
     def command(*, interval: float) -> None:
         click.echo(repr(interval))
 
