@@ -13,7 +13,7 @@ from tpm_mtls.structures import parse_public_area
 from tpm_mtls_server.attestation import Approve, BootState, ClockState, Facts, IssuedNonce, Learn, Signed, Values
 from tpm_mtls_server.attestation.policy import ALL_PCRS
 from tpm_mtls_server.registry import Mode, ReferenceKind
-from tpm_mtls_server.registry.attestations import Findings, Seen, Shown
+from tpm_mtls_server.registry.background import Findings, Seen, Shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tpm_mtls.attestation.messages import QuoteEvidence
     from tpm_mtls_server.attestation import AttestationTrust, Judgement, Policy
     from tpm_mtls_server.peer import DevicePeer
-    from tpm_mtls_server.registry.attestations import Background, TakenNonce
+    from tpm_mtls_server.registry.background import Background, TakenNonce
     from tpm_mtls_server.revocation import RevocationLists
 
 _T = TypeVar("_T")

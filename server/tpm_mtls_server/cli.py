@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tpm_mtls.cli_options import auth_option, json_option, relay_option, tcti_option
-from tpm_mtls.durations import Duration
+from tpm_mtls.durations import parse_duration
 from tpm_mtls_server.cli_common import DEFAULT_DATABASE
 from tpm_mtls_server.device_cli import device
 from tpm_mtls_server.group_cli import group
@@ -70,7 +70,7 @@ server.add_command(group)
 )
 @click.option(
     "--attestation-lifetime",
-    type=Duration(),
+    callback=lambda _context, _parameter, text: parse_duration(text),
     default="24h",
     show_default=True,
     metavar="DURATION",

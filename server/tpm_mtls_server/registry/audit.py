@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tpm_mtls_server.registry import schema
-from tpm_mtls_server.registry.rows import seconds
+from tpm_mtls_server.registry.reading import seconds
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tpm_mtls.errors import CredentialError
 from tpm_mtls_server.registry import audit, schema
-from tpm_mtls_server.registry.registry import find_device, get_device
-from tpm_mtls_server.registry.rows import seconds
+from tpm_mtls_server.registry.device_table import find_device, get_device
+from tpm_mtls_server.registry.reading import seconds
 
 if TYPE_CHECKING:
     from datetime import datetime

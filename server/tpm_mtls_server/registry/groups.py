@@ -11,7 +11,8 @@ import sqlalchemy
 
 from tpm_mtls.errors import StateError, UsageError
 from tpm_mtls_server.registry import audit, schema
-from tpm_mtls_server.registry.rows import SIGNED_PCRS, Mode, ReferenceKind, group_row, reference_row, seconds
+from tpm_mtls_server.registry.reading import group_row, reference_row, seconds
+from tpm_mtls_server.registry.rows import SIGNED_PCRS, Mode, ReferenceKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Final
 from tpm_mtls.errors import StateError
 from tpm_mtls_server.database import Database
 from tpm_mtls_server.registry import audit, groups, schema
-from tpm_mtls_server.registry.rows import (
+from tpm_mtls_server.registry.device_table import (
+    FORGOTTEN,
+    LIST_HINT,
+    find_device,
+    get_device,
+    require_device,
+    set_baseline,
+    update_device,
+)
+from tpm_mtls_server.registry.reading import (
     audit_row,
     baseline_row,
     device_row,
@@ -42,8 +51,6 @@ PAGE: Final = 1000
 
 NOTE_LIMIT: Final = 500
 """Characters of a reason that an operator gives."""
-
-_LIST_HINT = "see: tpm-mtls server device list"
 
 
 class Registry:
@@ -144,6 +151,8 @@ class Registry:
     def approve(self, name: str, *, by: str, now: datetime, boot: str | None = None) -> BaselineRow:
         """Takes what the device's last genuine quote showed as its baseline; its next quote is held against that.
 
+        The clock that its TPM had is forgotten: if that fell, for a reason that the operator knows, it starts anew.
+
         Args:
             name: the device.
             by: who approves.
@@ -169,7 +178,7 @@ class Registry:
                     hint=f"see what it is: tpm-mtls server device show {device.name}",
                 )
             set_baseline(connection, name, row.at, row.pcrs, row.event_log, by=by, now=now)
-            _update(connection, device, wanted=True)
+            update_device(connection, device, wanted=True, clock=None)
             audit.append(connection, "baseline-approved", name, actor=by, now=now, quote_at=row.at, boot=shown)
             found = connection.execute(schema.baselines.select().where(schema.baselines.c.device == name)).one()
             return baseline_row(found)
@@ -184,15 +193,15 @@ class Registry:
             if device.quarantined_at is not None:
                 raise StateError(f"{name} is quarantined already", hint="let it in: tpm-mtls server device release")
             note = reason[:NOTE_LIMIT]
-            _update(connection, device, quarantined_at=seconds(now), quarantine_reason=note)
+            update_device(connection, device, quarantined_at=seconds(now), quarantine_reason=note)
             audit.append(connection, "quarantined", name, actor=by, now=now, reason=note)
-            return _present(connection, name)
+            return get_device(connection, name)
 
     def release(self, name: str, *, by: str, now: datetime) -> DeviceRow:
         """Ends the device's quarantine; and if a certificate with another TPM was refused, takes that TPM as its own.
 
-        With another TPM it is another machine: baseline, verdict and clock of the old one are forgotten. A device
-        that had a TPM is never taken without one.
+        With another TPM it is another machine: baseline, verdict, clock and enrolled attestation keys of the old one
+        are forgotten. A device that had a TPM is never taken without one.
 
         Raises:
             StateError: there is no such device, or nothing to release.
@@ -202,14 +211,14 @@ class Registry:
             if device.quarantined_at is not None:
                 changes |= {"quarantined_at": None, "quarantine_reason": None}
             if device.refused_tpm:
-                changes |= _FORGOTTEN | {"tpm": device.refused_tpm}
-                for table in (schema.baselines, schema.observations, schema.nonces):
+                changes |= FORGOTTEN | {"tpm": device.refused_tpm}
+                for table in (schema.baselines, schema.observations, schema.nonces, schema.attestation_keys):
                     connection.execute(table.delete().where(table.c.device == name))
             if not changes:
-                raise StateError(f"{name} is not quarantined", hint=_LIST_HINT)
-            _update(connection, device, wanted=True, **changes)
+                raise StateError(f"{name} is not quarantined", hint=LIST_HINT)
+            update_device(connection, device, wanted=True, **changes)
             audit.append(connection, "released", name, actor=by, now=now, tpm=device.refused_tpm or None)
-            return _present(connection, name)
+            return get_device(connection, name)
 
     def move(self, name: str, group: str, *, by: str, now: datetime) -> DeviceRow:
         """Puts the device into ``group``.
@@ -219,9 +228,9 @@ class Registry:
         """
         with self._changing(name) as (connection, device):
             groups.find(connection, group)
-            _update(connection, device, group_name=group, wanted=True)
+            update_device(connection, device, group_name=group, wanted=True)
             audit.append(connection, "moved", name, actor=by, now=now, group=group, before=device.group)
-            return _present(connection, name)
+            return get_device(connection, name)
 
     def enroll_key(self, device: str, key_name: str, *, by: str, now: datetime) -> AttestationKeyRow:
         """Records an operator's word that the attestation key with the Name ``key_name`` (hex) is the device's.
@@ -235,14 +244,14 @@ class Registry:
         with self._database.writing() as connection:
             there = connection.execute(table.select().where(table.c.name == key_name)).one_or_none()
             if there is not None:
-                raise StateError(f"that attestation key is recorded for {there.device}", hint=_LIST_HINT)
+                raise StateError(f"that attestation key is recorded for {there.device}", hint=LIST_HINT)
             row = {"name": key_name, "device": device, "added_at": seconds(now), "added_by": by}
             connection.execute(table.insert().values(row))
             audit.append(connection, "key-enrolled", device, actor=by, now=now, key=key_name)
             return key_row(connection.execute(table.select().where(table.c.name == key_name)).one())
 
     def withdraw_key(self, key_name: str, *, by: str, now: datetime) -> None:
-        """Takes that word back.
+        """Takes that word back; the device has to show another quote before it counts as attested again.
 
         Raises:
             StateError: there is no such record.
@@ -251,7 +260,11 @@ class Registry:
         with self._database.writing() as connection:
             row = connection.execute(table.delete().where(table.c.name == key_name).returning(table.c.device)).first()
             if row is None:
-                raise StateError("no such attestation key is recorded", hint=_LIST_HINT)
+                raise StateError("no such attestation key is recorded", hint=LIST_HINT)
+            device = find_device(connection, row.device)
+            if device is not None:
+                ends = None if device.trusted_until is None else min(seconds(now), seconds(device.trusted_until))
+                update_device(connection, device, wanted=True, trusted_until=ends)
             audit.append(connection, "key-withdrawn", row.device, actor=by, now=now, key=key_name)
 
     def keys(self, device: str) -> list[AttestationKeyRow]:
@@ -263,58 +276,8 @@ class Registry:
     @contextlib.contextmanager
     def _changing(self, name: str) -> Iterator[tuple[Connection, DeviceRow]]:
         with self._database.writing() as connection:
-            yield connection, _present(connection, name)
+            yield connection, require_device(connection, name)
 
     def _of_device(self, table: Table, name: str) -> Row[Any] | None:
         with self._database.reading() as connection:
             return connection.execute(table.select().where(table.c.device == name)).one_or_none()
-
-
-_FORGOTTEN: Final[dict[str, None]] = dict.fromkeys(
-    (
-        "refused_tpm",
-        "refused_at",
-        "judged_at",
-        "trusted",
-        "check",
-        "pending",
-        "reason",
-        "trusted_at",
-        "trusted_until",
-        "clock",
-    )
-)
-"""What a device's row says about its TPM, undone."""
-
-
-def get_device(connection: Connection, name: str) -> DeviceRow:
-    """The device ``name``, which is there."""
-    return device_row(connection.execute(schema.devices.select().where(schema.devices.c.name == name)).one())
-
-
-def find_device(connection: Connection, name: str) -> DeviceRow | None:
-    """The device ``name``; none if it never came."""
-    row = connection.execute(schema.devices.select().where(schema.devices.c.name == name)).one_or_none()
-    return None if row is None else device_row(row)
-
-
-def set_baseline(
-    connection: Connection, name: str, at: int, pcrs: str, event_log: bytes | None, *, by: str, now: datetime
-) -> None:
-    """Makes this the baseline of the device ``name``, in place of the one before."""
-    connection.execute(schema.baselines.delete().where(schema.baselines.c.device == name))
-    row = {"device": name, "at": at, "pcrs": pcrs, "event_log": event_log}
-    row |= {"accepted_at": seconds(now), "accepted_by": by}
-    connection.execute(schema.baselines.insert().values(row))
-
-
-def _present(connection: Connection, name: str) -> DeviceRow:
-    device = find_device(connection, name)
-    if device is None:
-        raise StateError(f"no device {name[:80]!r} ever came", hint=_LIST_HINT)
-    return device
-
-
-def _update(connection: Connection, device: DeviceRow, **changes: object) -> None:
-    changes["revision"] = device.revision + 1
-    connection.execute(schema.devices.update().where(schema.devices.c.name == device.name).values(**changes))

@@ -13,7 +13,7 @@ from sqlalchemy import case, func
 from tpm_mtls.attestation.health import FailureKind
 from tpm_mtls.attestation.messages import DeviceState
 from tpm_mtls_server.registry import schema
-from tpm_mtls_server.registry.rows import seconds
+from tpm_mtls_server.registry.reading import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
