@@ -26,6 +26,7 @@ from tpm_mtls.tpm.capabilities import Capabilities, read_facts, read_persistent_
 from tpm_mtls.tpm.counter import Counters
 from tpm_mtls.tpm.ecdh import KeyAgreement
 from tpm_mtls.tpm.endorsement import EndorsementKeys
+from tpm_mtls.tpm.inventory import Inventory
 from tpm_mtls.tpm.leftovers import Loaded
 from tpm_mtls.tpm.nv import NvMemory
 from tpm_mtls.tpm.nv_secrets import NvSecrets
@@ -72,6 +73,7 @@ class Tpm:
         counters: counters in it.
         pcrs: its platform configuration registers.
         capabilities: what it says about itself.
+        inventory: what it can do.
         sessions: sessions that keep secrets from its bus.
         sealing: data that it alone gives back.
         nv_secrets: secrets in its NV memory.
@@ -94,6 +96,7 @@ class Tpm:
         self.counters = Counters(resources, self.nv)
         self.pcrs = Pcrs(resources)
         self.capabilities = Capabilities(resources)
+        self.inventory = Inventory(resources)
         self.sessions = Sessions(resources, self.srk, expected_srk_name)
         policies = PolicySessions(resources, self.sessions)
         self.sealing = Sealing(self, resources, self.sessions, policies, srk_authorization)

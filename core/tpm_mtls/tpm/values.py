@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from tpm_mtls.errors import TpmMtlsError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -65,4 +68,8 @@ class LoadedKey:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tpm.flush(self)
+        if error is None:
+            self._tpm.flush(self)
+            return
+        with suppress(TpmMtlsError):  # the first error is the one to tell
+            self._tpm.flush(self)
