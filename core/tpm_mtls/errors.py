@@ -177,7 +177,10 @@ class EvidenceError(CredentialError):
 
 
 class EvidenceRefusedError(EvidenceError):
-    """The evidence that a key lives in a genuine TPM failed ``check``, 1 to 9 (`tpm_mtls.evidence_checks`)."""
+    """The evidence failed ``check``, 1 to 9.
+
+    Enrollment's are in `tpm_mtls.evidence_checks`, attestation's in `tpm_mtls.attestation.quote_checks`.
+    """
 
     def __init__(self, message: str, *, hint: str, check: int) -> None:
         super().__init__(message, hint=hint)
