@@ -29,7 +29,7 @@ from tpm_mtls_keygen.cli_common import (
 if TYPE_CHECKING:
     from tpm_mtls.policy.new_policy import NewPolicy
 
-_ENROLLMENT = ("first-boot", "renew", "status")
+_IDENTITY = ("renew", "restore", "status")
 _TRANSFER = ("import", "export")
 
 _NEXT = """\
@@ -41,14 +41,18 @@ class _Keygen(click.Group):
     """Imports the enrollment commands only when they are named: they need an HTTP client."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_ENROLLMENT, *_TRANSFER])
+        return sorted([*super().list_commands(ctx), "first-boot", *_IDENTITY, *_TRANSFER])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _ENROLLMENT:
-            from tpm_mtls_keygen import first_boot_cli  # noqa: PLC0415 - only enrollment needs it
+        if cmd_name == "first-boot":
+            from tpm_mtls_keygen import first_boot_cli  # noqa: PLC0415 - one command at a time
 
-            commands = (first_boot_cli.first_boot, first_boot_cli.renew, first_boot_cli.status)
-            return dict(zip(_ENROLLMENT, commands, strict=True))[cmd_name]
+            return first_boot_cli.first_boot
+        if cmd_name in _IDENTITY:
+            from tpm_mtls_keygen import identity_cli  # noqa: PLC0415 - the same
+
+            commands = (identity_cli.renew, identity_cli.restore, identity_cli.status)
+            return dict(zip(_IDENTITY, commands, strict=True))[cmd_name]
         if cmd_name in _TRANSFER:
             from tpm_mtls_keygen import transfer_cli  # noqa: PLC0415 - one command at a time
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tpm_mtls.authorization import read_authorization
+from tpm_mtls.cli_options import progress
 from tpm_mtls.errors import UsageError
 from tpm_mtls.identity import CERTIFICATE, DEFAULT_FOLDER
 from tpm_mtls.key_reference import parse_handle
+from tpm_mtls.service_manager import notify_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +23,22 @@ if TYPE_CHECKING:
     from tpm_mtls_keygen.keys import KeyForm, TpmKey
 
 F = TypeVar("F", bound="Callable[..., Any]")
+
+
+wait_option = click.option(
+    "--wait",
+    type=click.FloatRange(0, 7 * 86400),
+    default=0.0,
+    metavar="SECONDS",
+    help="How long to keep trying when the CA cannot be reached, is busy or must be asked again.  [default: try once]",
+)
+"""``--wait``: passes the seconds to the parameter ``wait``."""
+
+
+def tell(text: str) -> None:
+    """Shows a line of progress, on a terminal and to the service manager."""
+    progress(text)
+    notify_status(text)
 
 
 def key_option(function: F) -> F:

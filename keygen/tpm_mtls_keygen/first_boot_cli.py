@@ -1,34 +1,25 @@
-"""``tpm-mtls keygen first-boot``, ``tpm-mtls keygen renew`` and ``tpm-mtls keygen status``."""
+"""``tpm-mtls keygen first-boot``."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from tpm_mtls.authorization import read_authorization
-from tpm_mtls.cli_options import answer, auth_option, json_option, progress, state_dir_option, tcti_option
+from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, tcti_option
 from tpm_mtls.errors import UsageError
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.key_reference import parse_handle
 from tpm_mtls.policy.options import policy_options
 from tpm_mtls.service_manager import notify_status
+from tpm_mtls_keygen.cli_common import tell, wait_option
 from tpm_mtls_keygen.first_boot_folder import KeyPlace
 
 if TYPE_CHECKING:
     from tpm_mtls_keygen.first_boot_steps import Wish
-
-
-_wait_option = click.option(
-    "--wait",
-    type=click.FloatRange(0, 7 * 86400),
-    default=0.0,
-    metavar="SECONDS",
-    help="How long to keep trying when the CA cannot be reached, is busy or must be asked again.  [default: try once]",
-)
 
 
 @click.command(
@@ -73,7 +64,7 @@ _wait_option = click.option(
 @click.option(
     "--new-identity", is_flag=True, help="On an empty disk, give up the identity that the TPM remembers, and its key."
 )
-@_wait_option
+@wait_option
 @state_dir_option
 @tcti_option
 @json_option
@@ -138,7 +129,7 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
         srk_authorization=read_authorization(srk_auth),
         endorsement_authorization=read_authorization(endorsement_auth),
     )
-    outcome = run(settings, World(patience=Patience(seconds=wait), tell=_tell))
+    outcome = run(settings, World(patience=Patience(seconds=wait), tell=tell))
     record = outcome.record
     verb = "enrolled" if outcome.changed else "already enrolled"
     verb = "identity restored from the TPM: enrolled" if outcome.restored else verb
@@ -164,86 +155,3 @@ def _wish(place: str | None, handle: str | None, algorithm: str | None) -> Wish:
         algorithm=KeyAlgorithm(algorithm) if algorithm else None,
         handle=parse_handle(handle) if handle is not None else None,
     )
-
-
-def _tell(text: str) -> None:
-    progress(text)
-    notify_status(text)
-
-
-@click.command("renew", epilog="Example: tpm-mtls keygen renew --if-due --wait 600")
-@click.option(
-    "--rotate-key",
-    "--new-key",
-    "rotate_key",
-    is_flag=True,
-    help="Make a new key; it takes the place of the old one once TLS with the CA has worked with it.",
-)
-@click.option("--if-due", is_flag=True, help="Do nothing before two thirds of the certificate's life are over.")
-@auth_option("the key's authorization value, the new one's too")
-@click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
-@click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one.")
-@click.option(
-    "--endorsement-auth", metavar="SOURCE", help="The endorsement hierarchy's authorization value, if it has one."
-)
-@_wait_option
-@state_dir_option
-@tcti_option
-@json_option
-def renew(  # noqa: PLR0913 - one parameter per option
-    *,
-    rotate_key: bool,
-    if_due: bool,
-    auth: str | None,
-    owner_auth: str | None,
-    srk_auth: str | None,
-    endorsement_auth: str | None,
-    wait: float,
-    state_dir: Path,
-    tcti: str | None,
-    as_json: bool,
-) -> None:
-    """Get another certificate for this device, from the CA that issued the present one.
-
-    The device shows its present certificate and, if it enrolled so, the evidence of its TPM again. Interrupted
-    anywhere, the next run, or the next first-boot, finishes it.
-    """
-    from tpm_mtls_keygen import renew as renewal  # noqa: PLC0415 - imports tpm2-pytss
-    from tpm_mtls_keygen.first_boot_settings import World  # noqa: PLC0415 - the same
-    from tpm_mtls_keygen.patience import Patience  # noqa: PLC0415 - the same
-
-    settings = renewal.Settings(
-        folder=state_dir,
-        rotate_key=rotate_key,
-        only_if_due=if_due,
-        auth=auth,
-        tcti=tcti,
-        owner_authorization=read_authorization(owner_auth),
-        srk_authorization=read_authorization(srk_auth),
-        endorsement_authorization=read_authorization(endorsement_auth),
-    )
-    outcome = renewal.renew(settings, World(patience=Patience(seconds=wait), tell=_tell))
-    record = outcome.record
-    verb = "renewed" if outcome.changed else "nothing to renew yet"
-    notify_status(f"{verb}: {record.device}")
-    data = {
-        "changed": outcome.changed,
-        "rotated": outcome.rotated,
-        "device": record.device,
-        "key": record.key,
-        "state_dir": str(state_dir),
-    }
-    answer(data, f"{verb}: {record.device}", as_json=as_json)
-
-
-@click.command("status", epilog="Example: tpm-mtls keygen status --json")
-@click.option("--verify", is_flag=True, help="Also ask the TPM whether the key is there and is the same.")
-@state_dir_option
-@tcti_option
-@json_option
-def status(*, verify: bool, state_dir: Path, tcti: str | None, as_json: bool) -> None:
-    """Say how far the first boot came, and what the device's identity is."""
-    from tpm_mtls_keygen.first_boot_status import describe, read_status  # noqa: PLC0415 - imports cryptography
-
-    found = read_status(state_dir, now=datetime.now(UTC), tcti=tcti, verify=verify)
-    answer(found.as_dict(), describe(found), as_json=as_json)

@@ -150,5 +150,8 @@ def load_stored(folder: Path, name: str) -> tuple[x509.Certificate, ...]:
         PemError, StorageError: it cannot be read or is no certificate file.
     """
     if not (folder / name).exists():
-        raise IdentityError(f"{folder / name} is missing", hint="restore it from a backup, or enroll anew")
+        hint = "restore it from a backup, or enroll anew"
+        if name == CERTIFICATE:
+            hint = f"bring it back from the TPM: tpm-mtls keygen restore; else {hint}"
+        raise IdentityError(f"{folder / name} is missing", hint=hint)
     return load_certificates(folder / name)

@@ -226,7 +226,7 @@ def key_type(pkey: int) -> str:
 
 def same_public(one: int, other: int) -> bool:
     """Whether two keys (``EVP_PKEY *``) have the same public key; no TPM is asked."""
-    same = openssl().EVP_PKEY_eq(one, other) == 1
+    same = bool(openssl().EVP_PKEY_eq(one, other) == 1)
     openssl().ERR_clear_error()
     return same
 
