@@ -58,9 +58,8 @@ def restore(folder: Path, tcti: str | None, world: World) -> Outcome:
         if begun is None and (folder / CERTIFICATE).exists():
             return Outcome(record, changed=False)
         if not record.is_tpm:
-            raise IdentityError(
-                f"the identity in {folder} is not a TPM's: nothing else has its certificate", hint=_ELSE
-            )
+            raise IdentityError(f"the identity in {folder} is not a TPM's: nobody has a copy", hint=_ELSE)
+        remove_leftovers(folder)
         with open_tpm(identity_tcti(tcti, folder)) as tpm:
             if begun is not None:
                 world.tell("finishing a change of the identity that was interrupted")
