@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from tpm_mtls.errors import EvidenceError, PolicyError
+from tpm_mtls.errors import CredentialError, PolicyError
 from tpm_mtls.policy.document import Signer, parse_signed_policy
 from tpm_mtls.policy.states import parse_state
 from tpm_mtls.structures import parse_public_area
@@ -93,7 +93,7 @@ def shown_by(evidence: QuoteEvidence) -> Shown:
     """What the registry keeps of ``evidence``."""
     try:
         key = parse_public_area(evidence.attestation_key).name.hex()
-    except EvidenceError:
+    except CredentialError:
         key = ""
     return Shown(key, evidence.attest, evidence.signature, {bank: dict(of) for bank, of in evidence.pcrs.items()})
 

@@ -95,11 +95,6 @@ def firmware_changed(before: ClockState | None, now: ClockState) -> bool:
     return before is not None and before.key == now.key and before.firmware != now.firmware
 
 
-def resets_between(before: ClockState | None, now: ClockState) -> int | None:
-    """How many TPM Resets (reboots of the machine) lie between two quotes; none where it cannot be told."""
-    return _rise(before.reset_count, now.reset_count) if before is not None and before.key == now.key else None
-
-
 def _check_same_boot(before: ClockState, now: ClockState) -> None:
     restarts = _rise(before.restart_count, now.restart_count)
     if restarts < 0:

@@ -12,9 +12,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from support import attestation
 from support.device_ca import DeviceCa
-from support.evidence import new_root
+from support.evidence import Certifier, der, new_root
 from support.judgements import DEVICE, NOW, OTHER_TPM, TPM, Device
 from support.quotes import software_key
+from tpm_mtls.device_identity import EKU_ATTESTATION_KEY, POLICY_RESTRICTED
 from tpm_mtls.errors import CredentialError
 from tpm_mtls.structures import parse_public_area
 from tpm_mtls_server.attestation import AttestationTrust
@@ -58,6 +59,38 @@ def test_a_certificate_that_is_wrong_in_one_place_is_refused(
     machine: Device, good: Case, changes: dict[str, Any], reason: str
 ) -> None:
     assert reason in refused(good.sent(certificate=machine.certificate(**changes)))
+
+
+@pytest.fixture(scope="module")
+def maker() -> Certifier:
+    """A CA that certifies anything."""
+    return new_root()
+
+
+ALTERNATIVE = (x509.SubjectAlternativeName(TPM.names()), False)
+USAGE = (x509.ExtendedKeyUsage([EKU_ATTESTATION_KEY]), False)
+VERIFIED = (x509.CertificatePolicies([x509.PolicyInformation(POLICY_RESTRICTED, None)]), False)
+
+
+@pytest.mark.parametrize(
+    ("name", "extensions", "reason"),
+    [
+        (DEVICE, [ALTERNATIVE, USAGE], "does not say that the key was verified"),
+        (DEVICE, [USAGE, VERIFIED], "the certificate names no TPM"),
+        (DEVICE, [ALTERNATIVE, VERIFIED], "does not lead to the trust anchor"),
+        ("", [ALTERNATIVE, USAGE, VERIFIED], "names no single device"),
+    ],
+)
+def test_a_certificate_that_lacks_something_is_refused(
+    maker: Certifier, machine: Device, name: str, extensions: list[Any], reason: str
+) -> None:
+    public_key = machine.ak.key.public_key()
+    trust = AttestationTrust([maker.certificate])
+    whole = maker.certify(DEVICE, public_key, [ALTERNATIVE, USAGE, VERIFIED])
+    found = trust.certificate(der(whole), now=NOW)
+    assert (found.tpm, found.peer.issuer_key) == (TPM, None), "a CRL is then found by the issuer's name alone"
+    with pytest.raises(CredentialError, match=reason):
+        trust.certificate(der(maker.certify(name, public_key, extensions)), now=NOW)
 
 
 def test_a_certificate_of_another_ca_is_refused(machine: Device, good: Case, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from support.quotes import NONCE, RECORDED_NONCE, made_quote, recorded_quote, so
 from tpm_mtls.attestation.messages import DeviceState, Verdict, decode, encode
 from tpm_mtls.event_log.components import PCR_COMPONENTS
 from tpm_mtls.structures import parse_public_area
-from tpm_mtls_server.attestation import Approve, IssuedNonce, Learn
+from tpm_mtls_server.attestation import Approve, IssuedNonce, Learn, Values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,6 +93,7 @@ def with_pcrs(case: Case, values: Any) -> Case:  # noqa: ANN401 - values by bank
         (lambda case: case.sent(event_log=b""), 8, "malformed event log"),
         (lambda case: case.sent(ima_log=b"\0"), 8, "malformed IMA list"),
         (lambda case: case.known(policy=Approve()), 9, "no operator has approved"),
+        (lambda case: case.known(policy=Values(())), 9, "there are no values to hold the quote against"),
     ],
 )
 def test_one_wrong_thing_fails_the_check_that_it_belongs_to(
