@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tpm_mtls.cli_options import answer, json_option, state_dir_option, tcti_opt
 from tpm_mtls.errors import PeerUnreachableError
 from tpm_mtls.policy.options import policy_options
 from tpm_mtls.secrets.protocol import DEFAULT_SOCKET
+from tpm_mtls_agent.duty_options import DUTY_NAMES, duty_options, read_duties, run_dir_option
 
 _file = click.Path(dir_okay=False, path_type=Path)
 
@@ -42,6 +44,7 @@ def agent() -> None:
 @click.option("--group", help="Whose members may connect.  [default: tss, or nobody else where that cannot be]")
 @click.option("--audit", type=_file, metavar="FILE", help=f"The audit log.  [default: DIR/{_AUDIT}]")
 @policy_options
+@duty_options
 @click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
 @click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one.")
 @tcti_option
@@ -57,13 +60,17 @@ def run(  # noqa: PLR0913 - one parameter per option
     srk_auth: str | None,
     tcti: str | None,
     as_json: bool,
-    **policy: Any,  # noqa: ANN401 - click's, for `read_wish`
+    **others: Any,  # noqa: ANN401 - click's, for `read_wish` and `read_duties`
 ) -> None:
     """Keep secrets behind the TPM, and answer programs at a Unix socket; print its path once they can connect.
 
     Where systemd passes a socket (a .socket unit) that one is used. With --pcrs or --policy-signer, what is set from
     now on can be read only while the machine is in such a state. SIGHUP reads the allow-list again and reopens the
     audit log, SIGTERM answers what is in work and ends.
+
+    In a folder with an identity it also looks after that: each --interval it checks the TPM and says so in --run-dir,
+    with --backend it tells the backend and shows it by a quote what was booted, and it renews the certificate when two
+    thirds of its life are over. SIGUSR1, or tpm-mtls agent check: all of it now.
 
     \b
     An allow-list, mode 0600, in TOML; what no rule allows is refused:
@@ -86,17 +93,25 @@ def run(  # noqa: PLR0913 - one parameter per option
     from tpm_mtls_agent.storage import open_store  # noqa: PLC0415 - the same
 
     harden()
+    given = {name: others.pop(name) for name in DUTY_NAMES}
+    duties = read_duties(state_dir=state_dir, tcti=tcti, owner_auth=owner_auth, srk_auth=srk_auth, **given)
     opener = partial(
         open_store,
         state_dir,
         tcti=tcti,
-        wish=read_wish(**policy),
+        wish=read_wish(**others),
         owner_authorization=read_authorization(owner_auth),
         srk_authorization=read_authorization(srk_auth),
     )
     make_folder(state_dir)
     settings = Settings(
-        socket=socket, audit=audit or state_dir / _AUDIT, lock=state_dir / _LOCK, group=group, allow_list=allow
+        socket=socket,
+        audit=audit or state_dir / _AUDIT,
+        lock=state_dir / _LOCK,
+        group=group,
+        allow_list=allow,
+        exclusive=duties.exclusive,
+        duties=duties,
     )
 
     def ready(path: str) -> None:
@@ -108,21 +123,49 @@ def run(  # noqa: PLR0913 - one parameter per option
             await daemon.run(ready)
 
     _log_to_stderr()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # `agent check` may find the lock before there is a handler
     asyncio.run(serve())
+
+
+@agent.command(epilog="Example: tpm-mtls agent check --json")
+@state_dir_option
+@run_dir_option
+@click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if no agent runs.")
+@click.option("--auth", metavar="SOURCE", help="The TLS key's authorization value, if no agent runs.")
+@tcti_option
+@json_option
+def check(
+    *, state_dir: Path, run_dir: Path, srk_auth: str | None, auth: str | None, tcti: str | None, as_json: bool
+) -> None:
+    """Check the TPM now; fails if it has to be in maintenance mode.
+
+    An agent that runs is asked to, and also tells its backend; without one this command checks by itself.
+    """
+    from tpm_mtls.authorization import read_authorization  # noqa: PLC0415 - only this command pays for it
+    from tpm_mtls_agent.check_command import as_data, check_now, describe, failure  # noqa: PLC0415 - imports TPM libraries
+    from tpm_mtls_agent.health import Authorizations  # noqa: PLC0415 - the same
+
+    authorizations = Authorizations(srk=read_authorization(srk_auth), key=read_authorization(auth))
+    report = check_now(state_dir, state_dir / _LOCK, run_dir, tcti=tcti, authorizations=authorizations)
+    answer(as_data(report), describe(report), as_json=as_json)
+    if report.maintenance:
+        raise failure(report)
 
 
 @agent.command(epilog="Example: tpm-mtls agent status --socket /run/tpmd.sock --json")
 @_socket_option
 @state_dir_option
+@run_dir_option
 @json_option
-def status(*, socket: Path, state_dir: Path, as_json: bool) -> None:
-    """Say which process listens at the socket, and how full and how worn its memory is; fails when none listens.
+def status(*, socket: Path, state_dir: Path, run_dir: Path, as_json: bool) -> None:
+    """Say which process listens at the socket, how full and how worn its memory is, how the TPM is, and what the
+    backend said last; fails when none listens.
 
-    The socket itself answers no such question, so only who may read the state folder learns more than the first.
-    """
+    The socket itself answers no such question, so only who may read the state folder learns of its memory.
+    """  # noqa: D205 - one sentence
     from tpm_mtls_agent.status import describe, read_status  # noqa: PLC0415 - imports TPM libraries
 
-    found = read_status(socket, state_dir)
+    found = read_status(socket, state_dir, run_dir)
     if found.listener is None:
         if as_json:
             answer(found.as_dict(), "", as_json=True)

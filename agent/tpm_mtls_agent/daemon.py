@@ -15,13 +15,14 @@ from tpm_mtls_agent.access import OpenAccess, load_allow_list
 from tpm_mtls_agent.activation import activated_socket
 from tpm_mtls_agent.audit import AuditLog
 from tpm_mtls_agent.connections import Connections
+from tpm_mtls_agent.duties.runner import Duties
 from tpm_mtls_agent.listening import bound_socket, locked
 from tpm_mtls_agent.service import SecretService
 from tpm_mtls_agent.worker import StoreWorker
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from tpm_mtls_agent.access import Access
@@ -45,7 +46,9 @@ def prepared(settings: Settings, open_store: OpenStore) -> Iterator[Daemon]:
         locked(settings.lock, f"another agent runs in {settings.lock.parent}"),
         contextlib.closing(AuditLog(settings.audit)) as audit,
     ):
-        yield Daemon(settings, _access(settings.allow_list), audit, StoreWorker(open_store))
+        yield Daemon(
+            settings, _access(settings.allow_list), audit, StoreWorker(open_store, exclusive=settings.exclusive)
+        )
 
 
 class Daemon:
@@ -59,13 +62,16 @@ class Daemon:
         self._connections = Connections(self._service, settings.limits)
         self._stop = asyncio.Event()
         self._trouble = ""
+        self._duties: Duties | None = None
 
     def stop(self) -> None:
         """Makes `run` return, when the requests in work are answered."""
         self._stop.set()
 
     async def run(self, ready: Callable[[str], None]) -> None:
-        """Serves until `stop`, SIGTERM or SIGINT; SIGHUP reads the allow-list again and reopens the audit log.
+        """Serves until `stop`, SIGTERM or SIGINT.
+
+        SIGHUP reads the allow-list again and reopens the audit log; SIGUSR1 makes all duties due.
 
         A TPM that is not there, or that refuses to open the store, does not end the agent: it answers with that error
         until the TPM is right again.
@@ -103,9 +109,11 @@ class Daemon:
             feeding = asyncio.create_task(self._feed_watchdog())
             self._connections.start(listening)
             try:
-                notify("READY=1", f"STATUS=serving {listening.getsockname()}{self._trouble}")
+                serving = f"serving {listening.getsockname()}{self._trouble}"
+                notify("READY=1", f"STATUS={serving}")
                 ready(listening.getsockname())
-                await self._stop.wait()
+                async with self._on_duty(serving):
+                    await self._stop.wait()
             finally:
                 notify("STOPPING=1")
                 self._connections.stop(last_call=ours)
@@ -113,6 +121,22 @@ class Daemon:
         await self._connections.drain(self._settings.limits.ending)
         self._service.end()
         await working
+
+    @contextlib.asynccontextmanager
+    async def _on_duty(self, serving: str) -> AsyncIterator[None]:
+        """While the block lasts, the duties are done; at its end, their children are ended."""
+        if self._settings.duties is None:
+            yield
+            return
+        self._duties = Duties(self._settings.duties, self._worker, serving=serving)
+        working = asyncio.create_task(self._duties.work())
+        working.add_done_callback(lambda _: self.stop())  # before its time only by a fault, which is raised below
+        try:
+            yield
+        finally:
+            working.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await working
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[tuple[socket.socket, bool]]:
@@ -128,7 +152,12 @@ class Daemon:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self._reload}
+        handlers = {
+            signal.SIGTERM: self.stop,
+            signal.SIGINT: self.stop,
+            signal.SIGHUP: self._reload,
+            signal.SIGUSR1: self._check_now,
+        }
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         try:
@@ -136,6 +165,10 @@ class Daemon:
         finally:
             for number in handlers:
                 loop.remove_signal_handler(number)
+
+    def _check_now(self) -> None:
+        if self._duties is not None:
+            self._duties.check_now()
 
     def _reload(self) -> None:
         """Each for itself; what cannot be read leaves in force what was."""

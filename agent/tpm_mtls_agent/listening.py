@@ -11,6 +11,7 @@ import socket
 import stat
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tpm_mtls.errors import StateError, UsageError
@@ -18,7 +19,6 @@ from tpm_mtls.files import PRIVATE_FILE, storage_error, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 DEFAULT_GROUP: Final = "tss"
 """Who may use the TPM's resource manager may ask the agent (tpm-udev's group)."""
@@ -29,6 +29,7 @@ BACKLOG: Final = 4096
 _ROOT_AND_GROUP = 0o660
 _ALONE = 0o600
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+_PID_LIMIT = 16  # bytes
 _PATH_LIMIT = 107  # bytes of sun_path (unix(7)), without the NUL at its end
 
 
@@ -77,6 +78,8 @@ def bound_socket(path: Path, *, group: str | None, say: Callable[[str], None]) -
 def locked(path: Path, otherwise: str) -> Iterator[None]:
     """Holds the lock file ``path``, which stays: removing it would let two processes hold two files of that name.
 
+    This process's id is in it, for `lock_holder`.
+
     Raises:
         StateError: ``otherwise``: another process holds it.
         StorageError: it cannot be made.
@@ -88,9 +91,45 @@ def locked(path: Path, otherwise: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StateError(otherwise, hint="end that process first; see: tpm-mtls agent status") from error
+        with storage_errors(path, "write"):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def lock_holder(path: Path) -> int | None:
+    """The process that holds the lock file ``path``, as `locked` does; none if none does.
+
+    A process id in a file may be an old one: that process must have the very file open.
+
+    Raises:
+        StorageError: this user may not find out.
+    """
+    with storage_errors(path, "read"):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        with contextlib.closing(os.fdopen(descriptor, "rb")) as file:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                said = file.read(_PID_LIMIT).strip()
+                pid = int(said) if said.isdigit() else 0
+                return pid if _has_open(pid, os.fstat(descriptor)) else None
+    return None
+
+
+def _has_open(pid: int, status: os.stat_result) -> bool:
+    """Whether the process ``pid`` has the file of ``status`` open."""
+    folder = Path("/proc", str(pid), "fd")
+    for entry in folder.iterdir() if folder.exists() else ():
+        with contextlib.suppress(OSError):  # closed since
+            if os.path.samestat(entry.stat(), status):
+                return True
+    return False
 
 
 def _make_room(path: Path) -> None:

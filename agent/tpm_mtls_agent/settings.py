@@ -10,6 +10,8 @@ from tpm_mtls_agent.wrong_names import FREE, INTERVAL
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tpm_mtls_agent.duties.settings import DutySettings
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -52,6 +54,8 @@ class Settings:
         group: whose members may connect; see `tpm_mtls_agent.listening.bound_socket`.
         allow_list: who may ask for what; none for whoever knows a name.
         limits: what it grants.
+        exclusive: whether the TPM takes one connection at a time (`tpm_mtls_agent.worker.StoreWorker`).
+        duties: what it does by the clock; none for nothing.
     """
 
     socket: Path
@@ -60,3 +64,5 @@ class Settings:
     group: str | None = None
     allow_list: Path | None = None
     limits: Limits = field(default_factory=Limits)
+    exclusive: bool = True
+    duties: DutySettings | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tpm_mtls_agent.duties.schedule import Duty, Pace
@@ -11,12 +10,9 @@ from tpm_mtls_agent.duties.tpm_work import TpmWork
 from tpm_mtls_agent.health import Authorizations
 
 if TYPE_CHECKING:
-    from tpm_mtls.device_requests import Server
+    from pathlib import Path
 
-RUN_FOLDER: Final = Path("/run/tpm-mtls")
-EVENT_LOG: Final = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
-IMA_LOG: Final = Path("/sys/kernel/security/ima/binary_runtime_measurements")
-"""Where the kernel has them: Documentation/ABI/testing/ima_policy and its neighbours; drivers/char/tpm/eventlog."""
+    from tpm_mtls.device_requests import Server
 
 _LEDGER: Final = "duties.loaded.json"
 
@@ -49,8 +45,8 @@ class DutySettings:
         exclusive: whether the TPM takes one connection at a time.
         backend: whom to tell and to show quotes; none to send nothing.
         pace: how often.
-        event_log: the firmware's event log.
-        ima_log: IMA's binary list.
+        event_log: the firmware's event log; none to send none.
+        ima_log: IMA's binary list; none to send none.
         renew: whether certificates are renewed.
         rotate_key: whether a renewal makes a new key.
         on_renewal: what is run after one.
@@ -59,13 +55,13 @@ class DutySettings:
     """
 
     folder: Path
-    run_dir: Path = RUN_FOLDER
+    run_dir: Path
     tcti: str | None = None
     exclusive: bool = True
     backend: Server | None = None
     pace: Pace = field(default_factory=Pace)
-    event_log: Path = EVENT_LOG
-    ima_log: Path = IMA_LOG
+    event_log: Path | None = None
+    ima_log: Path | None = None
     renew: bool = True
     rotate_key: bool = False
     on_renewal: tuple[str, ...] = ()

@@ -1,0 +1,117 @@
+"""``tpm-mtls agent check``: a health check now, by the agent that runs or, if none does, by this process."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from tpm_mtls.errors import IdentityError, StateError, TpmMtlsError
+from tpm_mtls.files import make_folder, storage_errors
+from tpm_mtls.identity import load_record
+from tpm_mtls_agent.health import HEALTH, check_health, load_health, publish, status_line
+from tpm_mtls_agent.listening import lock_holder, locked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tpm_mtls.attestation.health import HealthReport
+    from tpm_mtls_agent.health import Authorizations
+
+_PATIENCE: Final = 300.0  # seconds: a quote and two signatures of a slow chip, behind 256 secrets to be set
+_STEP: Final = 0.05  # seconds between two looks at the file
+
+
+def check_now(
+    state_dir: Path, lock: Path, run_dir: Path, *, tcti: str | None, authorizations: Authorizations
+) -> HealthReport:
+    """The report of a health check that was made after this was called; it is in ``run_dir``, too.
+
+    Args:
+        state_dir: the identity folder.
+        lock: the agent's lock file.
+        run_dir: where the agent shows its reports.
+        tcti: where the TPM is, if no agent runs.
+        authorizations: what the keys need, if no agent runs.
+
+    Raises:
+        IdentityError: an agent runs, and has no identity to look after.
+        StateError: it ended, or did not check in time.
+        StorageError: a file cannot be read or written, or this user may not ask that agent.
+    """
+    holder = lock_holder(lock)
+    if holder is not None:
+        return _ask(holder, state_dir, lock, run_dir)
+    make_folder(state_dir)
+    with locked(lock, f"another agent runs in {state_dir}"):
+        report = check_health(tcti, state_dir, authorizations=authorizations)
+        publish(run_dir, report)
+        return report
+
+
+def as_data(report: HealthReport) -> dict[str, Any]:
+    """For a script: what is in ``health.json``, and whether that means maintenance mode."""
+    return {"maintenance": report.maintenance, **msgspec.to_builtins(report)}
+
+
+def describe(report: HealthReport) -> str:
+    """For a person."""
+    lines = [status_line(report)]
+    lines += [f"{check.name}: {check.outcome} ({check.seconds:.3f} s)" for check in report.checks]
+    lines += [f"{each.kind}: {each.reason}" for each in report.failures]
+    lines += [f"warning, {each.kind}: {each.text}; {each.hint}" for each in report.warnings]
+    return "\n".join(lines)
+
+
+def failure(report: HealthReport) -> TpmMtlsError:
+    """The error that tells the first reason for maintenance mode."""
+    first = report.failures[0]
+    return StateError(f"maintenance mode, {first.kind}: {first.reason}", hint=first.hint)
+
+
+def _ask(pid: int, state_dir: Path, lock: Path, run_dir: Path) -> HealthReport:
+    if load_record(state_dir) is None:
+        raise IdentityError(
+            f"the agent has no identity in {state_dir} to look after", hint="enroll first: tpm-mtls keygen first-boot"
+        )
+    path = run_dir / HEALTH
+    before = _stamp(path)
+    with storage_errors(lock, f"ask the agent, process {pid}, of"), _process(pid) as process:
+        if lock_holder(lock) != pid:  # the number may have passed to another process before it was pinned down
+            raise _ended(pid)
+        signal.pidfd_send_signal(process.fileno(), signal.SIGUSR1)
+        end = time.monotonic() + _PATIENCE
+        while _stamp(path) == before:
+            if select.select([process], [], [], _STEP)[0]:
+                raise _ended(pid)
+            if time.monotonic() > end:
+                raise StateError(
+                    f"the agent, process {pid}, did not check within {_PATIENCE:g} seconds",
+                    hint="is that its --run-dir? its log says more: journalctl -u tpm-mtls-agent",
+                )
+    report = load_health(run_dir)
+    if report is None:
+        raise StateError(f"{path} is gone again", hint="what else writes there?")
+    return report
+
+
+def _process(pid: int) -> closing[Any]:
+    """The process ``pid`` itself, whatever becomes of its number; readable when it has ended (pidfd_open(2))."""
+    return closing(os.fdopen(os.pidfd_open(pid), "rb", buffering=0))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    with storage_errors(path, "look at"):
+        if not path.exists():
+            return None
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns
+
+
+def _ended(pid: int) -> StateError:
+    return StateError(f"the agent, process {pid}, ended", hint="see why: journalctl -u tpm-mtls-agent; then ask again")
