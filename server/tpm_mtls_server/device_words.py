@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from tpm_mtls_server.device_facts import Dossier
-    from tpm_mtls_server.registry import AuditRow, DeviceRow, StandingVerdict
+    from tpm_mtls_server.registry import AuditRow, DeviceRow, ObservationRow, StandingVerdict
 
 HISTORY: Final = 5
 """Rows of the audit log that a person is shown; --json has more."""
@@ -58,7 +58,7 @@ def dossier_lines(dossier: Dossier, *, now: datetime) -> Iterator[str]:
     """All that a person needs to decide, line by line; nothing in it can do harm to a terminal."""
     yield f"{dossier.device.name}: {dossier.device.state(now)}"
     for name, value in _facts(dossier):
-        yield f"  {name + ':':<13} {plain(value)}"
+        yield f"  {f'{name}:' if name else '':<13} {plain(value)}"
     for title, lines in (
         ("what differs", _differences(dossier)),
         ("health", _health(dossier.device)),
@@ -83,7 +83,8 @@ def _facts(dossier: Dossier) -> Iterator[tuple[str, str]]:
         yield "last quote", "none yet"
     else:
         yield "last quote", f"{instant(verdict.at)}: {verdict_words(verdict)}"
-        yield "", verdict.reason
+        for part in verdict.reason.split("; "):
+            yield "", part
     pcrs = f", PCRs {', '.join(map(str, group.pcrs))} only" if group.pcrs else ""
     yield "group", f"{group.name} (held {MODES[group.mode]}{pcrs})"
     if baseline is not None:
@@ -97,9 +98,12 @@ def _facts(dossier: Dossier) -> Iterator[tuple[str, str]]:
 
 
 def _differences(dossier: Dossier) -> tuple[str, ...]:
-    """Those of the last quote; it is the newest kept."""
-    newest = dossier.quotes[0] if dossier.quotes else None
-    return newest.differences if newest is not None and not newest.trusted else ()
+    """Those of the quote that the verdict is about: a newer one may have failed check 1, and so says nothing."""
+    verdict = dossier.device.verdict
+    if verdict is None or verdict.trusted:
+        return ()
+    judged = (each for each in dossier.quotes if (each.at, each.check) == (verdict.at, verdict.check))
+    return next((each.differences for each in judged), ())
 
 
 def _health(device: DeviceRow) -> Iterator[str]:
@@ -123,25 +127,28 @@ def _advice(dossier: Dossier, now: datetime) -> Iterator[str]:
     if state is DeviceState.QUARANTINED:
         yield f"to let it in again: {_COMMAND} release {name}"
         return
-    if _can_approve(dossier):
-        boot = dossier.seen.digest if dossier.seen else ""
-        yield f"if it should boot that: {_COMMAND} approve {name} --boot {boot}"
+    seen = _approvable(dossier)
+    if seen is not None and _is_approved(dossier, seen):
+        yield "that boot is approved by now; let it send another quote, on the device: tpm-mtls agent check"
+    elif seen is not None:
+        yield f"if it should boot that: {_COMMAND} approve {name} --boot {seen.digest}"
     elif state in {DeviceState.UNATTESTED, DeviceState.OUTDATED}:
         yield "let it send a quote; on the device: tpm-mtls agent check"
     if state is DeviceState.FAILING:
-        yield f"if it should not be trusted with anything: {_COMMAND} quarantine {name} --reason TEXT"
+        yield f"if it should not be let in anywhere: {_COMMAND} quarantine {name} --reason TEXT"
 
 
-def _can_approve(dossier: Dossier) -> bool:
-    verdict = dossier.device.verdict
-    if (
-        dossier.seen is None
-        or verdict is None
-        or verdict.trusted
-        or dossier.group.mode not in {Mode.LEARN, Mode.APPROVE}
-    ):
-        return False
-    return verdict.pending or verdict.at == dossier.seen.at
+def _approvable(dossier: Dossier) -> ObservationRow | None:
+    """What the last quote showed, if an approval is all that lacks; in a group with references it changes nothing."""
+    verdict, seen = dossier.device.verdict, dossier.seen
+    if verdict is None or verdict.trusted or seen is None or seen.at != verdict.at:
+        return None
+    return seen if dossier.group.mode in {Mode.LEARN, Mode.APPROVE} else None
+
+
+def _is_approved(dossier: Dossier, seen: ObservationRow) -> bool:
+    baseline = dossier.baseline
+    return baseline is not None and bool(baseline.accepted_by) and baseline.digest == seen.digest
 
 
 def _history(row: AuditRow) -> str:

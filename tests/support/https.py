@@ -69,6 +69,12 @@ class HttpsClient:
         """GET."""
         return self.request("GET", path)
 
+    def get_text(self, path: str) -> tuple[int, str | None, str]:
+        """GET of what is no JSON: status, Content-Type and text."""
+        self._connection.request("GET", path)
+        response = self._connection.getresponse()
+        return response.status, response.headers["Content-Type"], response.read().decode()
+
     def post(self, path: str, body: bytes, **headers: str) -> Answer:
         """POST of JSON, unless the header fields say otherwise."""
         fields = {"Content-Type": "application/json"} | {
