@@ -53,7 +53,7 @@ def check_health(
     ledger: Path | None = None,
     now: Callable[[], float] = time.time,
 ) -> HealthReport:
-    """How the TPM is, by what it does (25 commands with an identity that was enrolled with evidence).
+    """How the TPM is, by what it does (19 commands with an identity that was enrolled with evidence).
 
     1. It says how it is. 2. What it wraps comes back. 3. It quotes. 4. The TLS key signs. All four are tried, each over
     a connection of its own, so that no failure hides another. Nothing is written to NV memory, nothing stays loaded,

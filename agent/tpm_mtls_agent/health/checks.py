@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -30,6 +31,7 @@ from tpm_mtls.key_reference import KeyFile, PersistentHandle
 from tpm_mtls.policy.check import judge
 from tpm_mtls.policy.files import find_signed_policies
 from tpm_mtls.policy.key_policy import key_policy, observe
+from tpm_mtls.policy.ways import needs_authorization
 from tpm_mtls.structures import Attribute
 from tpm_mtls.tpm.policy_session import Proof
 from tpm_mtls.tpm.tls_key import load_tls_key, read_key_file
@@ -37,13 +39,14 @@ from tpm_mtls_agent.health.classify import Skipped
 from tpm_mtls_agent.quote import collect
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tpm_mtls.attestation.health import Condition
     from tpm_mtls.authorization import Secret
     from tpm_mtls.identity import Identity, IdentityRecord
     from tpm_mtls.structures import PublicArea
-    from tpm_mtls.tpm import LoadedKey, Tpm
+    from tpm_mtls.tpm import Tpm
 
 _SIZE: Final = 32  # bytes of random data, of a nonce
 _LOCKOUT: Final = 0x921  # TPM_RC_LOCKOUT
@@ -126,12 +129,14 @@ def sign(tpm: Tpm, subject: Subject) -> Skipped | None:
         return Skipped(_unknown_authorization(identity))
     certified = certificate_spki(load_certificates(identity.certificate)[0])
     with load_tls_key(tpm, identity.key, authorization=subject.authorization) as key:
-        if not known and isinstance(identity.key, PersistentHandle) and _counts_wrong_ones(key.public):
+        proof = _proof(key.public, identity)
+        if not known and isinstance(identity.key, PersistentHandle) and _may_need_value(key.public, proof):
             return Skipped(_unknown_authorization(identity))
         _check_certificate(key.public, certified, identity)
         _spare_lockout(key.public, subject)
         digest, name = _random_digest(key.public)
-        signature = _sign(tpm, key, digest, name, identity)
+        with _explaining(tpm, identity, proof):
+            signature = tpm.sign(key, digest, hash_name=name, proof=proof)
     _verify(certified, signature, digest, name)
     return None
 
@@ -150,9 +155,10 @@ def _require_srk(tpm: Tpm) -> None:
         )
 
 
-def _counts_wrong_ones(public: PublicArea) -> bool:
-    """Whether a wrong authorization value counts towards the lockout (part 1, 19.8); with a policy none is tried."""
-    return Attribute.NODA not in public.attributes and Attribute.USERWITHAUTH in public.attributes
+def _may_need_value(public: PublicArea, proof: Proof | None) -> bool:
+    """Whether there may be an authorization value, and a try without it would count towards the lockout."""
+    asked_for = proof is None or needs_authorization(proof.policy)
+    return asked_for and Attribute.NODA not in public.attributes
 
 
 def _unknown_authorization(identity: Identity) -> Caution:
@@ -167,7 +173,7 @@ def _unknown_authorization(identity: Identity) -> Caution:
 def _spare_lockout(public: PublicArea, subject: Subject) -> None:
     condition = subject.condition
     if subject.authorization is None or condition is None or Attribute.NODA in public.attributes:
-        return  # with a policy, too, a wrong value counts
+        return
     if condition.lockout_counter * 2 >= condition.lockout_limit:
         raise TpmLockoutError(
             f"the key's authorization value is not tried: {condition.lockout_counter} wrong ones of "
@@ -193,15 +199,14 @@ def _random_digest(public: PublicArea) -> tuple[bytes, str]:
     return secrets.token_bytes(_HASHES[algorithm.signature_hash]().digest_size), algorithm.signature_hash
 
 
-def _sign(tpm: Tpm, key: LoadedKey, digest: bytes, name: str, identity: Identity) -> bytes:
-    proof = _proof(key.public, identity)
+@contextmanager
+def _explaining(tpm: Tpm, identity: Identity, proof: Proof | None) -> Iterator[None]:
+    """Says what differs where the key's policy does not hold (a few commands then)."""
     try:
-        return tpm.sign(key, digest, hash_name=name, proof=proof)
+        yield
     except PolicyRefusedError as error:
-        if proof is None:
-            raise
-        present = observe(tpm, proof.policy, proof.signed_policies)
-        obstacles = judge(proof.policy, present, proof.signed_policies).obstacles
+        policy, signed = (proof.policy, proof.signed_policies) if proof is not None else ((), ())
+        obstacles = judge(policy, observe(tpm, policy, signed), signed).obstacles if policy else ()
         why = "; ".join(map(str, obstacles)) or "something changed meanwhile"
         raise PolicyRefusedError(
             f"the policy of the key {identity.key} does not hold: {why}",
@@ -222,10 +227,10 @@ def _proof(public: PublicArea, identity: Identity) -> Proof | None:
 def _verify(spki: bytes, signature: bytes, digest: bytes, name: str) -> None:
     key, algorithm = load_der_public_key(spki), Prehashed(_HASHES[name]())
     try:
-        if isinstance(key, ec.EllipticCurvePublicKey):
-            key.verify(signature, digest, ec.ECDSA(algorithm))
-        elif isinstance(key, rsa.RSAPublicKey):
+        if isinstance(key, rsa.RSAPublicKey):
             key.verify(signature, digest, padding.PKCS1v15(), algorithm)
+        else:
+            cast("ec.EllipticCurvePublicKey", key).verify(signature, digest, ec.ECDSA(algorithm))
     except InvalidSignature as error:
         raise EvidenceError(
             "the TPM's signature does not verify with the certificate's public key",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 from tpm_mtls.attestation.health import (
     Caution,
@@ -16,7 +16,7 @@ from tpm_mtls.attestation.health import (
     HealthReport,
     shortened,
 )
-from tpm_mtls.errors import TpmUnavailableError
+from tpm_mtls.errors import TpmRefusedError, TpmUnavailableError
 from tpm_mtls.tpm_firmware import firmware_faults
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _KINDS: Final[dict[CheckName, FailureKind]] = {"wrap": "EncFailure", "quote": "QuoteFailure", "sign": "SignFailure"}
 
+_FAILURE: Final = 0x101  # TPM_RC_FAILURE: TPM 2.0 Library part 2 rev 1.59, 6.6.3
 _NEARLY_FULL: Final = 2
 """A renewal with a new key needs one place beside the old one; below this there is none for anything else."""
 
@@ -67,7 +68,7 @@ def failures(
     """Why the device must go into maintenance mode, each class once.
 
     1. A TPM that does not answer is TpmUnavailable, whichever check it was that found out.
-    2. A failed self-test is SelfTestFailure, beside whatever fails because of it.
+    2. A failed self-test, and failure mode, are SelfTestFailure, beside whatever fails because of it.
     3. A failed check is EncFailure, QuoteFailure or SignFailure, all of them if all failed.
 
     Args:
@@ -86,6 +87,8 @@ def failures(
             f"the TPM's self-test failed ({condition.vendor}, firmware {condition.firmware})",
             "power the machine off and on again; if it stays, replace the TPM",
         )
+    elif _is_failure_mode(trouble):
+        found["SelfTestFailure"] = _failure("SelfTestFailure", str(trouble), trouble.hint)
     for name, error in errors:
         if name is not None and error is not None and not isinstance(error, TpmUnavailableError):
             found[_KINDS[name]] = _failure(_KINDS[name], str(error), error.hint)  # 3
@@ -105,7 +108,7 @@ def cautions(
     """
     skipped = [each.skipped.caution for each in results if each.skipped is not None]
     found = [each for each in skipped if each is not None]
-    if trouble is not None and not isinstance(trouble, TpmUnavailableError):
+    if trouble is not None and not isinstance(trouble, TpmUnavailableError) and not _is_failure_mode(trouble):
         found.append(_caution("CapabilitiesUnreadable", str(trouble), trouble.hint))
     if condition is not None:
         found += _about_memory(condition)
@@ -138,6 +141,10 @@ def change_of(before: HealthReport | None, report: HealthReport) -> str | None:
     begun = [f"{kind}: {each.reason}; {each.hint}" for kind, each in new.items() if kind not in old]
     ended = [f"{kind} mended" for kind in old if kind not in new]
     return f"maintenance mode {'goes on' if old else 'begins'}: {'; '.join(begun + ended)}"
+
+
+def _is_failure_mode(trouble: TpmMtlsError | None) -> TypeGuard[TpmRefusedError]:
+    return isinstance(trouble, TpmRefusedError) and trouble.rc == _FAILURE
 
 
 def _about_memory(condition: Condition) -> Iterator[Caution]:

@@ -15,7 +15,7 @@ from tpm_mtls.errors import EvidenceError
 HEALTH_FORMAT: Final = 1
 
 HEALTH_LIMIT: Final = 64 * 1024
-"""Bytes of a report: 16 failures and 32 warnings with texts of 1,000 characters; 3 KiB is usual."""
+"""Bytes of a report: 8 failures and 16 warnings with two texts of 1,000 characters each are 48 KiB, 2 KiB is usual."""
 
 TEXT_LIMIT: Final = 1000
 """Characters of a reason or hint; `shortened` cuts there."""
@@ -46,10 +46,11 @@ CautionKind: TypeAlias = Literal[
 ]
 """What works yet, and should be looked at.
 
-NvNearlyFull: no room for two more keys, or counters. LockoutCounter, Lockout: wrong authorization values were tried; too
-many. LeakedObjects, LeakedSessions: something is loaded in a TPM without resource manager while the agent has nothing in
-it. KnownBadFirmware: `tpm_mtls.tpm_firmware`. SignUnchecked: the TLS key has an authorization value, and the agent does
-not have it. CapabilitiesUnreadable: the TPM does not say how it is.
+NvNearlyFull: no room for two more keys, or counters (how many bytes are left for NV indices no TPM says).
+LockoutCounter, Lockout: wrong authorization values were tried; too many. LeakedObjects, LeakedSessions: something is
+loaded in a TPM without resource manager while the agent has nothing in it. KnownBadFirmware: `tpm_mtls.tpm_firmware`.
+SignUnchecked: the TLS key has an authorization value, and the agent does not have it. CapabilitiesUnreadable: the TPM
+does not say how it is.
 """
 
 CheckName: TypeAlias = Literal["wrap", "quote", "sign"]
@@ -162,8 +163,8 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     time: Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
     is_tpm: bool = True
     checks: Annotated[tuple[Check, ...], msgspec.Meta(max_length=8)] = ()
-    failures: Annotated[tuple[Failure, ...], msgspec.Meta(max_length=16)] = ()
-    warnings: Annotated[tuple[Caution, ...], msgspec.Meta(max_length=32)] = ()
+    failures: Annotated[tuple[Failure, ...], msgspec.Meta(max_length=8)] = ()
+    warnings: Annotated[tuple[Caution, ...], msgspec.Meta(max_length=16)] = ()
     condition: Condition | None = None
 
     @property

@@ -51,6 +51,7 @@ _COUNTERS: Final = {
     "lockout_recovery": 0x211,
 }
 
+_FAILURE: Final = 0x101  # TPM_RC_FAILURE: part 2, 6.6.3
 _PASSED: Final = 0
 _PENDING: Final = {0x153, 0x90A}  # TPM_RC_NEEDS_TEST, TPM_RC_TESTING
 
@@ -87,7 +88,8 @@ class Capabilities:
         """How it is (four commands).
 
         Raises:
-            TpmRefusedError: it does not say all that it must, as in failure mode.
+            TpmRefusedError: it does not say all that it must; with TPM_RC_FAILURE where its self-test failed: then it
+                answers nothing else (part 1, 12.3).
         """
         self_test = self.self_test()
         fixed, variable = self.fixed(), self.variable()
@@ -102,6 +104,12 @@ class Capabilities:
                 **counters,
             )
         except KeyError as error:
+            if self_test == "failed":
+                raise TpmRefusedError(
+                    "the TPM is in failure mode: a test of its own failed",
+                    hint="power the machine off and on again; if it stays, replace the TPM",
+                    rc=_FAILURE,
+                ) from error
             raise TpmRefusedError(
                 f"the TPM does not say its property {error.args[0]:#x}",
                 hint="every TPM 2.0 must; power the machine off and on again",
