@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.attesting import AttestingDevice
 from support.backend import BackendThread
 from support.clock import Clock
 from support.device_ca import DeviceCa
 from support.https import HttpsClient
+from tpm_mtls_server.registry import Registry
 from tpm_mtls_server.settings import Limits, Settings
 
 if TYPE_CHECKING:
@@ -36,6 +38,19 @@ def ca(tmp_path: Path) -> DeviceCa:
 @pytest.fixture
 def device(ca: DeviceCa) -> Identity:
     return ca.device()
+
+
+@pytest.fixture
+def sensor(ca: DeviceCa) -> AttestingDevice:
+    """A device with a TPM."""
+    return AttestingDevice(ca)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """The registry, as an operator opens it beside the running server."""
+    with Registry.open(f"sqlite:///{tmp_path}/telemetry.db") as registry:
+        yield registry
 
 
 @pytest.fixture
@@ -82,6 +97,12 @@ def connect() -> Iterator[Callable[[int, Identity], HttpsClient]]:
     yield make
     for client in opened:
         client.close()
+
+
+@pytest.fixture
+def client(backend: BackendThread, sensor: AttestingDevice, connect: Callable[..., HttpsClient]) -> HttpsClient:
+    """A connection of `sensor`."""
+    return connect(backend.port, sensor.identity)
 
 
 @pytest.fixture
