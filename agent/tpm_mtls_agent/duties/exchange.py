@@ -62,7 +62,8 @@ class Exchange:
         async with self._worker.shared():
             verdict = await backend.judge(collected.evidence)
         self._tell(verdict)
-        self._told.note(verdict=verdict, attested=self._world.seconds())
+        count = self._told.record.attestations + 1
+        self._told.note(verdict=verdict, attested=self._world.seconds(), attestations=count)
         return verdict.trusted or verdict.check != _NONCE
 
     def _tell(self, verdict: Verdict) -> None:

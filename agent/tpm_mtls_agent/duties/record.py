@@ -44,6 +44,7 @@ class DutiesRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         backend: how the last exchange with the backend ended.
         verdict: its last verdict, which is about what was booted, and none about the TPM's health.
         attested: when that was, seconds since 1970.
+        attestations: how many verdicts there were since the agent started.
         renewal: how the last renewal ended.
         renews_at: when the next one is planned, seconds since 1970.
     """
@@ -54,6 +55,7 @@ class DutiesRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     backend: Outcome | None = None
     verdict: Verdict | None = None
     attested: int | None = None
+    attestations: int = 0
     renewal: Outcome | None = None
     renews_at: int | None = None
 

@@ -110,6 +110,8 @@ class Schedule:
             self._not_before[each] = now
         follows_another = duty is Duty.REPORT
         self._at[duty] = math.inf if follows_another else now + self._pace.next_interval(self._random())
+        if duty is Duty.RENEW:  # however due the new certificate may seem to a wrong clock
+            self._not_before[duty] = self._at[duty]
         if duty is Duty.CHECK:
             self.plan(Duty.REPORT, now)
 
