@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench_attestation import QUOTES, verifications
 from bench_counts import key_counts, request_counts
 from bench_enrollment import DEVICES, enrollments
 from bench_handshakes import Plan, Programs, handshakes, many_threads
@@ -34,20 +35,32 @@ from tpm_mtls.openssl.provider import modules_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PARTS = ("startups", "counts", "handshakes", "threads", "enrollment", "secrets")
+PARTS = ("startups", "counts", "handshakes", "threads", "enrollment", "secrets", "attestation")
+ON_STAGE = frozenset({"startups", "counts", "handshakes", "threads"})
 
 
 def tables(arguments: argparse.Namespace, folder: Path) -> Iterator[Table]:
     """The parts that are wanted, measured one after the other."""
-    wanted = arguments.only or PARTS
+    wanted = set(arguments.only or PARTS)
     if "counts" in wanted:
         yield key_counts(folder / "keys")
+    if wanted & ON_STAGE:
+        yield from stage_tables(arguments, folder, wanted)
+    if "enrollment" in wanted:
+        yield enrollments(folder, arguments.devices)
+    if "secrets" in wanted:
+        yield from secret_tables(folder / "secrets", arguments.runs, arguments.latency_model or None)
+    if "attestation" in wanted:
+        yield verifications(folder / "attestation", arguments.quotes)
+
+
+def stage_tables(arguments: argparse.Namespace, folder: Path, wanted: set[str]) -> Iterator[Table]:
+    """Those of the ``wanted`` parts for which there must be a TPM, and mostly servers."""
     with contextlib.ExitStack() as stack:
-        if set(wanted) - {"enrollment", "secrets"}:
-            stage = stack.enter_context(contextlib.closing(Stage(folder)))
+        stage = stack.enter_context(contextlib.closing(Stage(folder)))
         if "startups" in wanted:
             yield start_ups(arguments.runs, stage.tpm.tcti)
-        if set(wanted) & {"counts", "handshakes", "threads"}:
+        if wanted & {"counts", "handshakes", "threads"}:
             ports = [stack.enter_context(stage.server(sessions=sessions)) for sessions in (False, True)]
             algorithms, versions = arguments.algorithm or ALGORITHMS, arguments.tls or VERSIONS
             programs = {algorithm: Programs(stage, *ports, algorithm=algorithm) for algorithm in algorithms}
@@ -63,10 +76,6 @@ def tables(arguments: argparse.Namespace, folder: Path) -> Iterator[Table]:
             yield handshakes(stage, programs[algorithms[0]], plan)
         if "threads" in wanted:
             yield many_threads(stage, programs[algorithms[0]], plan)
-    if "enrollment" in wanted:
-        yield enrollments(folder, arguments.devices)
-    if "secrets" in wanted:
-        yield from secret_tables(folder / "secrets", arguments.runs, arguments.latency_model or None)
 
 
 def circumstances() -> str:
@@ -101,6 +110,7 @@ def main() -> None:
         "--tls", action="append", choices=VERSIONS, help="only this version of TLS; the first one is timed"
     )
     parser.add_argument("--devices", type=int, default=DEVICES, help="how many devices enroll; 1000 take a minute")
+    parser.add_argument("--quotes", type=int, default=QUOTES, help="how many quotes are verified of each kind")
     parser.add_argument("--latency-model", default="chip", metavar="NAME|FILE", help="which chip; '' for none")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this document")
     arguments = parser.parse_args()

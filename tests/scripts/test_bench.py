@@ -77,5 +77,13 @@ def test_it_counts_and_times_secrets_beside_tpm2_tools() -> None:
     assert all(row[1].endswith(" ms") and row[4].endswith(" ms") for row in timed)
 
 
+def test_it_counts_verified_quotes_beside_tpm2_checkquote() -> None:
+    rows = {row[0]: row[1:] for row in _cells(_bench("--only", "attestation", "--quotes", "20"), "Verifying a quote")}
+    assert len(rows) == 7
+    assert rows["bare signature verification"][1] == "1.00"
+    assert rows["`tpm2_checkquote`"][2] == "1.0"
+    assert all(float(cell) >= 0 for row in rows.values() for cell in row)
+
+
 def _cells(done: subprocess.CompletedProcess[str], title: str) -> list[list[str]]:
     return [re.split(r" {2,}", line.strip()) for line in _lines(done, title)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,9 +20,11 @@ from support.event_logs import (
     values_of,
     with_data,
 )
+from support.ima_lists import file_entry
 from support.vectors import vector
 from tpm_mtls.errors import EvidenceRefusedError
 from tpm_mtls.event_log import EventType
+from tpm_mtls.ima import parse_ima_log, replay_ima
 from tpm_mtls_server.attestation.logs import check_logs
 
 if TYPE_CHECKING:
@@ -121,27 +121,18 @@ def test_a_log_that_is_cut_off_is_refused(cut: int) -> None:
     refused(recorded_bytes("uefi")[:-cut], None, recorded_pcrs("uefi", ALL), "malformed event log")
 
 
-def ima_entry(path: str, content: bytes) -> bytes:
-    """An entry of the template ima-ng."""
-    digest = b"sha256:\0" + hashlib.sha256(content).digest()
-    name = path.encode() + b"\0"
-    data = struct.pack("<I", len(digest)) + digest + struct.pack("<I", len(name)) + name
-    head = struct.pack("<I20sI", 10, hashlib.sha1(data, usedforsecurity=False).digest(), len(b"ima-ng"))
-    return head + b"ima-ng" + struct.pack("<I", len(data)) + data
+def ima_entry(content: bytes) -> bytes:
+    return file_entry("/bin/sh", content)
 
 
 def ima_values(*contents: bytes) -> dict[str, dict[int, bytes]]:
     """The values after IMA measured these files."""
-    value = bytes(32)
-    for content in contents:
-        data = ima_entry("/bin/sh", content)
-        value = hashlib.sha256(value + hashlib.sha256(data[4 + 20 + 4 + 6 + 4 :]).digest()).digest()
-    values = quoted(*ENTRIES)
-    return {"sha256": values["sha256"] | {10: value}}
+    log = parse_ima_log(b"".join(map(ima_entry, contents)))
+    return {"sha256": quoted(*ENTRIES)["sha256"] | {10: replay_ima(log, "sha256")}}
 
 
 def test_an_ima_list_may_have_gone_on_after_the_quote() -> None:
-    one, two = ima_entry("/bin/sh", b"1"), ima_entry("/bin/sh", b"2")
+    one, two = ima_entry(b"1"), ima_entry(b"2")
     assert check_logs(None, one + two, ima_values(b"1", b"2")).ima
     assert check_logs(None, one + two, ima_values(b"1")).ima
     refused(None, one, ima_values(b"1", b"2"), r"the IMA list does not lead to the quoted PCR 10 \(files that IMA")
@@ -151,7 +142,7 @@ def test_an_ima_list_may_have_gone_on_after_the_quote() -> None:
 
 def test_a_list_of_a_machine_whose_kernel_measures_nothing_excuses_nothing() -> None:
     """Else whoever switched IMA off would hide it by any list."""
-    assert not check_logs(None, ima_entry("/bin/sh", b"1"), quoted(*ENTRIES)).ima
+    assert not check_logs(None, ima_entry(b"1"), quoted(*ENTRIES)).ima
     assert not check_logs(None, b"", quoted(*ENTRIES)).ima
 
 
