@@ -12,6 +12,7 @@ import pytest
 
 from support.healthy_device import HANDLE, NOW, Device
 from support.policies import Operator, extend, pcr_policy
+from support.resource_manager import running_resource_manager
 from support.tpm_commands import NULL, DirectTpm, sized
 from support.tpm_keys import make_srk
 from support.tpm_proxy import TpmProxy
@@ -476,6 +477,18 @@ def test_a_tpm_in_failure_mode_fails_in_every_way(device: Device, tmp_path: Path
     found = device.failing(proxy.tcti)
     assert set(found) == {"SelfTestFailure", "EncFailure", "QuoteFailure", "SignFailure"}
     assert "failure mode" in found["EncFailure"]
+
+
+def test_behind_a_resource_manager_others_sessions_and_slots_are_no_warning(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_resource_manager(device.tpm, tmp_path / "manager", monkeypatch) as tcti:
+        saved = str(tmp_path / "saved")
+        subprocess.run(["tpm2_startauthsession", "-T", tcti, "-S", saved], check=True)
+        report = device.check(tcti)
+        subprocess.run(["tpm2_flushcontext", "-T", tcti, saved], check=True)
+    assert (report.failures, report.warnings) == ((), ())
+    assert [each.outcome for each in report.checks] == ["passed"] * 3
 
 
 # no identity, or a software key

@@ -166,7 +166,7 @@ def _unknown_authorization(identity: Identity) -> Caution:
         kind="SignUnchecked",
         text=f"the key {identity.key} has an authorization value, which the agent does not know: its signature is not "
         "checked",
-        hint="give it to the agent: --key-auth file:PATH or credential:NAME",
+        hint="give it to the agent: --auth file:PATH or credential:NAME",
     )
 
 
@@ -178,7 +178,7 @@ def _spare_lockout(public: PublicArea, subject: Subject) -> None:
         raise TpmLockoutError(
             f"the key's authorization value is not tried: {condition.lockout_counter} wrong ones of "
             f"{condition.lockout_limit} were tried before, and it may be wrong itself",
-            hint=f"check what --key-auth names; one is forgotten every {condition.lockout_interval} s, or as the TPM's "
+            hint=f"check what --auth names; one is forgotten every {condition.lockout_interval} s, or as the TPM's "
             "owner: tpm2_dictionarylockout --clear-lockout",
             rc=_LOCKOUT,
         )
