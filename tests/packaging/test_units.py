@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,14 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from tpm_mtls.identity import DEFAULT_FOLDER
+from tpm_mtls.pcr.logs import KERNEL_LOG
 from tpm_mtls.secrets.protocol import DEFAULT_SOCKET
 from tpm_mtls_agent.access import parse_allow_list
+from tpm_mtls_agent.cli import run
 from tpm_mtls_agent.listening import BACKLOG, DEFAULT_GROUP
 from tpm_mtls_agent.settings import Limits
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 SERVICE = PACKAGING / "systemd" / "tpm-mtls-agent.service"
 SOCKET = PACKAGING / "systemd" / "tpm-mtls-agent.socket"
+DROP_INS = sorted((PACKAGING / "systemd" / "drop-ins").glob("*.conf"))
 EXPOSURE = 3.0  # of 10, by systemd-analyze security
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs the package systemd")
@@ -62,6 +67,41 @@ def test_the_agents_sandbox_is_tight(installed: list[Path]) -> None:
     threshold = round(EXPOSURE * 10)
     done = analyze("security", "--offline=true", f"--threshold={threshold}", installed[0])
     assert done.returncode == 0, done.stdout
+
+
+@needs_systemd
+@pytest.mark.parametrize("drop_in", DROP_INS, ids=lambda path: path.stem)
+def test_systemd_understands_the_drop_ins_and_the_sandbox_stays_tight(installed: list[Path], drop_in: Path) -> None:
+    folder = installed[0].with_name(f"{SERVICE.name}.d")
+    folder.mkdir()
+    command = str(Path(sys.executable).with_name("tpm-mtls"))
+    (folder / drop_in.name).write_text(drop_in.read_text().replace("/usr/bin/tpm-mtls", command))
+    done = analyze("verify", "--man=no", *installed)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    if "--offline" in analyze("--help").stdout:
+        assert (
+            analyze("security", "--offline=true", f"--threshold={round(EXPOSURE * 10)}", installed[0]).returncode == 0
+        )
+
+
+@pytest.mark.parametrize("unit", [SERVICE, *DROP_INS], ids=lambda path: path.stem)
+def test_the_command_of_a_unit_is_one_that_the_agent_takes(unit: Path) -> None:
+    words = shlex.split(setting(unit, "ExecStart"))
+    assert words[:3] == ["/usr/bin/tpm-mtls", "agent", "run"]
+    with run.make_context("run", words[3:]) as context:
+        assert context.params["state_dir"] == DEFAULT_FOLDER
+
+
+def test_the_agent_reaches_the_backend_and_shows_its_health_where_programs_look() -> None:
+    text = SERVICE.read_text()
+    assert "PrivateNetwork=yes" not in text
+    assert {"AF_INET", "AF_INET6"} <= set(setting(SERVICE, "RestrictAddressFamilies").split())
+    (run_dir,) = (parameter.default for parameter in run.params if parameter.name == "run_dir")
+    assert str(run_dir) == f"/run/{setting(SERVICE, 'RuntimeDirectory')}"
+    copied_to = setting(SERVICE, "ExecStartPre").split()[-1]
+    assert f"--event-log {copied_to}" in setting(SERVICE, "ExecStart")
+    assert str(KERNEL_LOG) in setting(SERVICE, "ExecStartPre")
+    assert copied_to.startswith(f"{run_dir}/")
 
 
 def test_the_socket_is_where_programs_expect_it_and_for_whom() -> None:
