@@ -28,6 +28,9 @@ MODES: Final = {
 }
 """What the devices of a group are held against."""
 
+_CLOCK: Final = 7
+_POLICY: Final = 9
+
 _COMMAND: Final = "tpm-mtls server device"
 
 
@@ -132,6 +135,8 @@ def _advice(dossier: Dossier, now: datetime) -> Iterator[str]:
         yield "that boot is approved by now; let it send another quote, on the device: tpm-mtls agent check"
     elif seen is not None:
         yield f"if it should boot that: {_COMMAND} approve {name} --boot {seen.digest}"
+    elif device.verdict is not None and device.verdict.check == _CLOCK:
+        yield f"if you know why the clock of its TPM went back: {_COMMAND} approve {name}"
     elif state in {DeviceState.UNATTESTED, DeviceState.OUTDATED}:
         yield "let it send a quote; on the device: tpm-mtls agent check"
     if state is DeviceState.FAILING:
@@ -141,7 +146,7 @@ def _advice(dossier: Dossier, now: datetime) -> Iterator[str]:
 def _approvable(dossier: Dossier) -> ObservationRow | None:
     """What the last quote showed, if an approval is all that lacks; in a group with references it changes nothing."""
     verdict, seen = dossier.device.verdict, dossier.seen
-    if verdict is None or verdict.trusted or seen is None or seen.at != verdict.at:
+    if verdict is None or verdict.trusted or verdict.check != _POLICY:
         return None
     return seen if dossier.group.mode in {Mode.LEARN, Mode.APPROVE} else None
 
