@@ -5,25 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tpm_mtls.errors import EvidenceRefusedError
-from tpm_mtls.structures import parse_attest
-from tpm_mtls.tpm import SRK_HANDLE, open_tpm
 from tpm_mtls_server.attestation.clock import (
     UPDATE_INTERVAL,
     ClockState,
     check_clock,
     firmware_changed,
 )
-
-if TYPE_CHECKING:
-    from support.tpm import SimulatedTpm
-    from tpm_mtls.structures import PublicArea
 
 BEFORE = ClockState(key="00", milliseconds=10_000_000, reset_count=5, restart_count=6, safe=True, firmware=7)
 UNSAFE = dataclasses.replace(BEFORE, safe=False)
@@ -123,13 +117,6 @@ class ModelTpm:
         )
 
 
-class SavedKey(NamedTuple):
-    """An attestation key that outlives its TPM's power."""
-
-    public: PublicArea
-    private: bytes
-
-
 ACTS = st.one_of(
     st.sampled_from(["reboot", "power_cut", "resume", "quote"]),
     st.integers(min_value=0, max_value=2 * UPDATE_INTERVAL),
@@ -164,35 +151,3 @@ def test_no_quote_passes_after_itself_or_a_later_one(offsets: tuple[int, int, in
         for earlier in quotes[: number + 1]:
             with pytest.raises(EvidenceRefusedError, match=r"fell|stood still"):
                 check_clock(before, earlier)
-
-
-def test_a_simulated_tpm_goes_on_after_reboot_and_power_cut(tpm: SimulatedTpm) -> None:
-    """Its counters are obfuscated: nobody has reset a new TPM a million times."""
-    key = made_key(tpm)
-    first = quoted(tpm, key)
-    again = quoted(tpm, key)
-    assert first.reset_count > 1000
-    check_clock(first, again)
-    tpm.tool("tpm2_shutdown", "-c")
-    tpm.restart()
-    rebooted = quoted(tpm, key)
-    assert (rebooted.reset_count - first.reset_count) % 2**32 == 1
-    assert rebooted.safe
-    check_clock(again, rebooted)
-    tpm.restart()
-    cut = quoted(tpm, key)
-    assert not cut.safe
-    check_clock(rebooted, cut)
-    with pytest.raises(EvidenceRefusedError, match=r"reset counter fell by 1$"):
-        check_clock(cut, rebooted)
-
-
-def made_key(tpm: SimulatedTpm) -> SavedKey:
-    with open_tpm(tpm.tcti) as opened, opened.srk.create_attestation_key() as key:
-        return SavedKey(key.public, key.private)
-
-
-def quoted(tpm: SimulatedTpm, key: SavedKey) -> ClockState:
-    with open_tpm(tpm.tcti) as opened, opened.load(SRK_HANDLE, key.public, key.private, None) as loaded:
-        quotation = opened.attestation.quote(loaded, b"nonce", {"sha256": range(16)})
-    return ClockState.of(parse_attest(quotation.attest), key.public)
