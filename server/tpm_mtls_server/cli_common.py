@@ -35,7 +35,7 @@ def by_option(function: F) -> F:
     """``--by``: who decides; passes a name to the parameter ``by``."""
     return click.option(
         "--by",
-        default=_local_user,
+        default=lambda: local_user(os.environ, uid=os.getuid(), effective=os.geteuid()),
         metavar="NAME",
         show_default="local: and your login name",
         help="Who decides, for the audit log.",
@@ -85,12 +85,15 @@ def plain(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in text)
 
 
-def _local_user() -> str:
-    """Whoever is logged in; under sudo, who called it. No proof: whoever can write the database can write any name."""
-    name = os.environ.get("SUDO_USER") if os.geteuid() == 0 else None
+def local_user(environment: Mapping[str, str], *, uid: int, effective: int) -> str:
+    """Who is logged in: ``local:NAME``; under sudo, who called it.
+
+    No proof of anything: whoever can write the database can write any name into it.
+    """
+    name = environment.get("SUDO_USER") if effective == 0 else None
     if name is None:
         try:
-            name = pwd.getpwuid(os.getuid()).pw_name
+            name = pwd.getpwuid(uid).pw_name
         except KeyError:
-            name = str(os.getuid())
+            name = str(uid)
     return f"local:{plain(name)[:100]}"

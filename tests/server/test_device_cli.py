@@ -17,7 +17,7 @@ from support.quotes import software_key
 from support.terminal import on_a_terminal
 from tpm_mtls.attestation.health import Caution, Failure, HealthReport, encode_health
 from tpm_mtls.cli import run
-from tpm_mtls_server.cli_common import plain
+from tpm_mtls_server.cli_common import local_user, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -350,6 +350,19 @@ def test_one_key_is_named_rightly(options: list[str], message: str, device_cli: 
 
 def test_nothing_that_a_terminal_obeys_is_printed() -> None:
     assert plain("a\x1b[2J\nb\u202ec") == "a?[2J?b?c"
+
+
+@pytest.mark.parametrize(
+    ("environment", "uid", "effective", "name"),
+    [
+        ({}, 0, 0, "local:root"),
+        ({"SUDO_USER": "alice"}, 0, 0, "local:alice"),
+        ({"SUDO_USER": "alice"}, 54_321, 54_321, "local:54321"),
+        ({"SUDO_USER": "a\x1bb"}, 0, 0, "local:a?b"),
+    ],
+)
+def test_whoever_is_logged_in_decides(environment: dict[str, str], uid: int, effective: int, name: str) -> None:
+    assert local_user(environment, uid=uid, effective=effective) == name
 
 
 @pytest.mark.parametrize("verb", ["list", "show", "approve", "quarantine", "release", "move", "enroll-key"])
