@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from support import attestation
@@ -18,6 +19,7 @@ from support.quotes import software_key
 from tpm_mtls.device_identity import EKU_ATTESTATION_KEY, POLICY_RESTRICTED
 from tpm_mtls.errors import CredentialError
 from tpm_mtls.structures import parse_public_area
+from tpm_mtls_pki import profiles
 from tpm_mtls_server.attestation import AttestationTrust
 
 if TYPE_CHECKING:
@@ -200,3 +202,18 @@ def test_an_expired_ca_does_not_matter_beside_one_of_the_same_name(machine: Devi
     assert AttestationTrust([expired, ca.root, ca.issuing]).certificate(der, now=NOW).device == DEVICE
     with pytest.raises(CredentialError, match="the CA certificate CN=Test Root expired"):
         AttestationTrust([expired, ca.issuing]).certificate(der, now=NOW)
+
+
+def test_what_our_ca_issues_is_understood(machine: Device) -> None:
+    """By the profile of the CA itself; its TLS certificates for the same TPM are no attestation keys'."""
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    root = profiles.build_root("Fleet", keys[0], now=NOW)
+    issuing = profiles.build_issuing("Fleet", keys[1].public_key(), profiles.Issuer(root, keys[0], None), now=NOW)
+    issuer = profiles.Issuer(issuing, keys[1], None)
+    subject = profiles.Subject(name=DEVICE, dns=(), hardware=TPM.names(), policies=(POLICY_RESTRICTED,))
+    trust, public_key = AttestationTrust([root, issuing]), machine.ak.key.public_key()
+    certificate = profiles.build_leaf(profiles.ATTESTATION, subject, public_key, issuer, now=NOW)
+    found = trust.certificate(der(certificate), now=NOW)
+    assert (found.device, found.tpm, found.key) == (DEVICE, TPM, machine.ak.public.spki)
+    with pytest.raises(CredentialError, match="is not for attestation keys"):
+        trust.certificate(der(profiles.build_leaf(profiles.DEVICE, subject, public_key, issuer, now=NOW)), now=NOW)
