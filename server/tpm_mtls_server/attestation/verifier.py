@@ -202,7 +202,7 @@ def _reason(finding: Finding, explanations: tuple[Explanation, ...]) -> str:
     parts = []
     if finding.differs:
         which = named_pcrs([each.pcr for each in finding.differs])
-        parts.append(f"{which} {'have' if len(finding.differs) > 1 else 'has'} not the value of {finding.standard}")
+        parts.append(f"{which} {'differ' if len(finding.differs) > 1 else 'differs'} from {finding.standard}")
         parts.append(f"what differs: {', '.join(explanation.components(explanations))}")
     return "; ".join(parts + others)
 

@@ -164,7 +164,7 @@ def test_a_pcr_that_changed_is_refused_and_named(machine: Device, good: Case, pc
     """All sixteen, one at a time: genuine quotes of a machine that booted something else."""
     baseline = good.judge().seen
     judgement = machine.case(changed_pcr(VALUES, pcr)).known(baseline=baseline).judge()
-    failed(judgement, 9, f"PCR {pcr} ({PCR_COMPONENTS[pcr]}) has not the value of the baseline of ")
+    failed(judgement, 9, f"PCR {pcr} ({PCR_COMPONENTS[pcr]}) differs from the baseline of ")
     assert [each.differs.pcr for each in judgement.explanations] == [pcr]
     assert judgement.differences[0] == f"PCR {pcr} (sha256), {PCR_COMPONENTS[pcr]}, differs"
     assert VALUES["sha256"][pcr].hex() in judgement.differences[1]
