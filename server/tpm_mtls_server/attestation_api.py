@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from tpm_mtls.attestation.messages import EVIDENCE_LIMIT, Challenge, decode_evidence
-from tpm_mtls.errors import EvidenceError
+from tpm_mtls.errors import EvidenceError, PolicyError
 from tpm_mtls_server.attestation import verify
 from tpm_mtls_server.attestation_facts import facts_of, findings_of, shown_by
 from tpm_mtls_server.body import read_body
 from tpm_mtls_server.gate import ATTESTATION_PATH, NONCE_PATH
 from tpm_mtls_server.http import Refusal, answer
+from tpm_mtls_server.logs import log
 from tpm_mtls_server.registry.attestations import NONCE_LIFETIME
 from tpm_mtls_server.routes import DeviceRoute
 
@@ -25,10 +27,11 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from tpm_mtls.attestation.messages import Verdict
-    from tpm_mtls_server.attestation import AttestationTrust
+    from tpm_mtls_server.attestation import AttestationTrust, Facts
     from tpm_mtls_server.metrics import Metrics
     from tpm_mtls_server.peer import DevicePeer
     from tpm_mtls_server.registry.attestations import Attestations
+    from tpm_mtls_server.registry.background import Background, TakenNonce
     from tpm_mtls_server.revocation import CrlFile, RevocationLists
 
 UPLOADS: Final = 16
@@ -122,7 +125,7 @@ class AttestationApi:
         for _ in range(_JUDGED_AGAIN):
             background = self._attestations.background(peer.device)
             now = self._clock()
-            facts = facts_of(background, peer, nonce, trust=self._trust, revocation=lists)
+            facts = self._facts(background, peer, nonce, lists)
             judgement = verify(evidence, facts, now=now)
             device = self._attestations.record(
                 background, shown, findings_of(judgement), lifetime=self._lifetime, now=now
@@ -130,3 +133,12 @@ class AttestationApi:
             if device is not None:
                 return judgement.verdict(device.state(now))
         raise Refusal(503, "what the quote is judged by keeps changing", headers=_RETRY_SOON)
+
+    def _facts(
+        self, background: Background, peer: DevicePeer, nonce: TakenNonce | None, lists: RevocationLists | None
+    ) -> Facts:
+        try:
+            return facts_of(background, peer, nonce, trust=self._trust, revocation=lists)
+        except PolicyError as error:
+            log("policy error", level=logging.ERROR, group=background.group.name, error=str(error), hint=error.hint)
+            raise Refusal(503, "what the quote is judged by cannot be read", headers=_RETRY_SOON) from error

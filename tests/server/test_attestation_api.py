@@ -7,15 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from support.attesting import AttestingDevice, ask_nonce
 from support.backend import running_backend
 from support.https import Answer, HttpsClient, device_context, tls_socket
 from support.judgements import OTHER_TPM, changed_pcr, clock_info
+from support.policies import Operator, pcr_policy
 from tpm_mtls.attestation.messages import EVIDENCE_LIMIT, IMA_LOG_LIMIT
+from tpm_mtls.policy.document import encode as encode_policy
+from tpm_mtls.policy.states import encode_state, state_of
 from tpm_mtls_server.database import Database
-from tpm_mtls_server.registry import Mode, Registry
+from tpm_mtls_server.registry import Mode, ReferenceKind, Registry
 from tpm_mtls_server.registry.attestations import Attestations
 from tpm_mtls_server.settings import Limits
 
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     Connect = Callable[[int, Identity], HttpsClient]
     Make = Callable[..., BackendThread]
 
+BY = "alice@example.com"
 ATTESTED = {"trusted": True, "check": None, "differences": [], "state": "attested"}
 
 
@@ -83,7 +88,7 @@ def test_another_boot_is_refused_explained_and_approved(
         "failing",
         answer.body["differences"],
     )
-    registry.approve(sensor.name, by="alice@example.com", now=now())
+    registry.approve(sensor.name, by=BY, now=now())
     assert verdict(sensor.attest(client)) == (True, None, "attested")
     sensor.values = changed_pcr(sensor.values, 7)
     assert verdict(sensor.attest(client)) == (False, 9, "failing")
@@ -93,15 +98,15 @@ def test_where_an_operator_must_approve_a_learned_baseline_does_not_count(
     client: HttpsClient, sensor: AttestingDevice, registry: Registry
 ) -> None:
     assert verdict(sensor.attest(client)) == (True, None, "attested")
-    registry.groups.define("strict", mode=Mode.APPROVE, by="alice@example.com", now=now())
-    registry.move(sensor.name, "strict", by="alice@example.com", now=now())
+    registry.groups.define("strict", mode=Mode.APPROVE, by=BY, now=now())
+    registry.move(sensor.name, "strict", by=BY, now=now())
     assert verdict(sensor.attest(client)) == (False, 9, "pending")
-    registry.approve(sensor.name, by="alice@example.com", now=now())
+    registry.approve(sensor.name, by=BY, now=now())
     assert verdict(sensor.attest(client)) == (True, None, "attested")
 
 
 def test_a_group_may_leave_pcrs_out(client: HttpsClient, sensor: AttestingDevice, registry: Registry) -> None:
-    registry.groups.define("default", pcrs=[0, 7], by="alice@example.com", now=now())
+    registry.groups.define("default", pcrs=[0, 7], by=BY, now=now())
     sensor.attest(client)
     sensor.values = changed_pcr(sensor.values, 4)
     assert verdict(sensor.attest(client)) == (True, None, "attested")
@@ -115,10 +120,69 @@ def test_a_key_that_an_operator_enrolled_needs_no_certificate(
     sensor.without_certificate()
     assert verdict(sensor.attest(client)) == (False, 2, "failing")
     name = sensor.ak.public.name.hex()
-    registry.enroll_key(sensor.name, name, by="alice@example.com", now=now())
+    registry.enroll_key(sensor.name, name, by=BY, now=now())
     assert verdict(sensor.attest(client)) == (True, None, "attested")
-    registry.withdraw_key(name, by="alice@example.com", now=now())
+    registry.withdraw_key(name, by=BY, now=now())
     assert verdict(sensor.attest(client)) == (False, 2, "failing")
+
+
+def add_reference(registry: Registry, kind: ReferenceKind, content: bytes) -> int:
+    return registry.groups.add_reference("default", kind, content.decode(), by=BY, now=now()).id
+
+
+def test_values_that_an_operator_gave_are_what_all_devices_are_held_against(
+    client: HttpsClient, sensor: AttestingDevice, registry: Registry
+) -> None:
+    registry.groups.define("default", mode=Mode.VALUES, by=BY, now=now())
+    answer = sensor.attest(client)
+    assert verdict(answer) == (False, 9, "failing"), "there are none yet"
+    wanted = {"sha256": {pcr: sensor.values["sha256"][pcr] for pcr in (0, 4, 7)}}
+    number = add_reference(registry, ReferenceKind.VALUES, encode_state(state_of(wanted, now=now())))
+    assert verdict(sensor.attest(client)) == (True, None, "attested")
+    sensor.values = changed_pcr(sensor.values, 8)
+    assert verdict(sensor.attest(client)) == (True, None, "attested"), "not among them"
+    sensor.values = changed_pcr(sensor.values, 4)
+    answer = sensor.attest(client)
+    assert verdict(answer) == (False, 9, "failing")
+    assert "PCR 4" in answer.body["reason"]
+    other = {"sha256": {4: sensor.values["sha256"][4]}}
+    add_reference(registry, ReferenceKind.VALUES, encode_state(state_of(other, now=now())))
+    assert verdict(sensor.attest(client)) == (True, None, "attested"), "one of several states"
+    registry.groups.remove_reference(number + 1, by=BY, now=now())
+    assert verdict(sensor.attest(client)) == (False, 9, "failing")
+
+
+def test_signed_policies_are_what_all_devices_are_held_against(
+    client: HttpsClient, sensor: AttestingDevice, registry: Registry, tmp_path: Path
+) -> None:
+    operator, other = Operator(tmp_path), Operator(tmp_path)
+    registry.groups.define("default", mode=Mode.SIGNED, by=BY, now=now())
+    wanted = pcr_policy({7: sensor.values["sha256"][7].hex()})
+    add_reference(registry, ReferenceKind.SIGNED, encode_policy(operator.sign(wanted)))
+    assert verdict(sensor.attest(client)) == (False, 9, "failing"), "nobody's signature counts yet"
+    add_reference(registry, ReferenceKind.SIGNER, msgspec.json.encode(other.signer))
+    assert verdict(sensor.attest(client)) == (False, 9, "failing"), "another's does not"
+    add_reference(registry, ReferenceKind.SIGNER, msgspec.json.encode(operator.signer))
+    assert verdict(sensor.attest(client)) == (True, None, "attested")
+    sensor.values = changed_pcr(sensor.values, 7)
+    assert verdict(sensor.attest(client)) == (False, 9, "failing")
+
+
+@pytest.mark.parametrize("kind", [ReferenceKind.VALUES, ReferenceKind.SIGNED, ReferenceKind.SIGNER])
+def test_a_damaged_reference_lets_nobody_pass(
+    client: HttpsClient,
+    sensor: AttestingDevice,
+    registry: Registry,
+    kind: ReferenceKind,
+    logged: Callable[[str], list[dict[str, Any]]],
+) -> None:
+    mode = Mode.VALUES if kind is ReferenceKind.VALUES else Mode.SIGNED
+    registry.groups.define("default", mode=mode, by=BY, now=now())
+    add_reference(registry, kind, b"{}")
+    answer = sensor.attest(client)
+    assert (answer.status, answer.body) == (503, {"error": "what the quote is judged by cannot be read"})
+    assert "reference 1 of the group default" in logged("policy error")[0]["error"]
+    assert registry.quotes(sensor.name) == []
 
 
 # the nonce
@@ -210,7 +274,7 @@ def test_a_fallen_clock_is_forgiven_by_an_approval(
 ) -> None:
     sensor.attest(client, clock=clock_info(9_000_000))
     assert verdict(sensor.attest(client, clock=clock_info(5000))) == (False, 7, "failing")
-    registry.approve(sensor.name, by="alice@example.com", now=now())
+    registry.approve(sensor.name, by=BY, now=now())
     assert verdict(sensor.attest(client, clock=clock_info(6000))) == (True, None, "attested")
 
 
@@ -224,21 +288,11 @@ def test_without_a_crl_nobody_knows_about_a_keys_certificate(
 # what is no quote
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "error"),
-    [
-        (b"", 400, "malformed QuoteEvidence"),
-        (b"{}", 400, "malformed QuoteEvidence"),
-        (b"[1]", 400, "malformed QuoteEvidence"),
-        (b"\xff", 400, "malformed QuoteEvidence"),
-    ],
-)
-def test_what_is_no_quote_is_malformed_and_kept_nowhere(
-    client: HttpsClient, registry: Registry, body: bytes, status: int, error: str
-) -> None:
+@pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b"\xff", b"[" * 100_000])
+def test_what_is_no_quote_is_malformed_and_kept_nowhere(client: HttpsClient, registry: Registry, body: bytes) -> None:
     answer = client.post("/attestation", body)
-    assert answer.status == status
-    assert answer.body["error"].startswith(error)
+    assert answer.status == 400
+    assert answer.body["error"].startswith("malformed QuoteEvidence")
     assert registry.quotes("sensor-17") == []
 
 
@@ -280,6 +334,27 @@ def test_a_device_sends_one_quote_at_a_time(
         assert (busy.status, busy.headers["Retry-After"]) == (429, "5")
         sock.sendall(b"          ")
         assert sock.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
+def test_of_more_devices_than_the_memory_is_for_some_wait(
+    backend: BackendThread, ca: DeviceCa, client: HttpsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tpm_mtls_server.attestation_api.UPLOADS", 1)
+    with tls_socket(backend.port, device_context(ca.device("sensor-18"))) as sock:
+        sock.sendall(
+            b"POST /attestation HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n"
+            b"Expect: 100-continue\r\n\r\n"
+        )
+        assert sock.recv(4096).startswith(b"HTTP/1.1 100 ")
+        busy = client.post("/attestation", b"{}")
+        assert (busy.status, busy.headers["Retry-After"]) == (503, "5")
+
+
+def test_an_attestation_key_that_cannot_be_read_is_no_device_s(
+    client: HttpsClient, sensor: AttestingDevice, registry: Registry
+) -> None:
+    assert verdict(sensor.attest(client, attestation_key=b"nonsense")) == (False, 2, "failing")
+    assert registry.quotes(sensor.name)[0].attestation_key == ""
 
 
 def test_a_quote_that_comes_too_slowly_gets_408(make_backend: Make, device: Identity) -> None:
@@ -358,7 +433,7 @@ def test_a_quote_is_judged_again_if_an_operator_changes_the_policy_meanwhile(
     def late(self: Attestations, name: str) -> Background:
         found = kept(self, name)
         if not calls:
-            registry.groups.define("default", pcrs=[0, 7], by="alice@example.com", now=now())
+            registry.groups.define("default", pcrs=[0, 7], by=BY, now=now())
         calls.append(found.group.pcrs)
         return found
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tpm_mtls_server.registry.rows import DeviceRow
 
 SEEN_EVERY: Final = timedelta(minutes=1)
-"""How often ``last_seen`` is written, at the most."""
+"""How often ``last_seen`` is written, at the most, and the certificate with it."""
 
 NOTED_EVERY: Final = timedelta(days=1)
 """How often the same refusal of a certificate goes into the audit log, at the most; another one, `SEEN_EVERY`."""
@@ -76,8 +76,8 @@ def _judge(device: DeviceRow, peer: DevicePeer) -> CredentialError | None:
 
 
 def _nothing_to_write(device: DeviceRow, peer: DevicePeer, now: datetime) -> bool:
-    same = device.serial == peer.serial_hex and device.tpm == _tpm(peer)
-    return same and abs(now - device.last_seen) < SEEN_EVERY
+    # while a certificate is renewed a device comes with the old and the new one by turns: that is not written each time
+    return device.tpm == _tpm(peer) and abs(now - device.last_seen) < SEEN_EVERY
 
 
 def _take_in(connection: Connection, peer: DevicePeer, now: datetime) -> DeviceRow:
@@ -98,9 +98,8 @@ def _take_in(connection: Connection, peer: DevicePeer, now: datetime) -> DeviceR
 
 
 def _note_contact(connection: Connection, device: DeviceRow, peer: DevicePeer, now: datetime) -> DeviceRow:
-    changes: dict[str, Any] = {"last_seen": seconds(now)}
-    if device.serial != peer.serial_hex:
-        changes |= {"serial": peer.serial_hex, "not_after": seconds(peer.not_after)}
+    changes: dict[str, Any] = {"last_seen": seconds(now), "serial": peer.serial_hex}
+    changes |= {"not_after": seconds(peer.not_after)}
     if device.tpm != _tpm(peer):
         changes |= {"tpm": _tpm(peer), "revision": device.revision + 1, "wanted": True}
         audit.append(connection, "tpm-seen", device.name, now=now, tpm=_tpm(peer), serial=peer.serial_hex)
