@@ -1,0 +1,79 @@
+"""docs/how-to/check-the-tpm.md and renew-and-rotate.md: their commands as they stand, on an enrolled device."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, get_args
+
+import pytest
+
+from support.duty import enrolled_device
+from support.fleet import Device, FleetCa, fleet_ca
+from support.how_to import FOLDER, HowTo
+from tpm_mtls.attestation.health import CautionKind, FailureKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from support.tpm import SimulatedTpm
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetCa]:
+    with fleet_ca(tmp_path_factory.mktemp("fleet") / "home") as running:
+        yield running
+
+
+@pytest.fixture
+def device(make_tpm: Callable[..., SimulatedTpm], ca: FleetCa, tmp_path: Path) -> Device:
+    return enrolled_device(make_tpm(ek_certificates=True), ca, tmp_path / "identity")
+
+
+def how_to(name: str, device: Device, folder: Path) -> HowTo:
+    """The how-to on this machine, where the folders are others."""
+    folders = f"--state-dir {device.folder} --run-dir {folder}/run"
+    state = f"--state-dir {device.folder}"
+    return HowTo(
+        name,
+        device.tpm,
+        folder,
+        {
+            "agent check": f"agent check {folders}",
+            "test sign": f"test sign {state}",
+            "test quote": f"test quote {state}",
+            "tpm pcrs": f"tpm pcrs {state}",
+            "save-info": f"save-info {state}",
+            "keygen renew": f"keygen renew {state}",
+            "keygen restore": f"keygen restore {state}",
+            "keygen status": f"keygen status {state}",
+            "/run/tpm-mtls": f"{folder}/run",
+            "/var/lib/tpm-mtls": str(device.folder),
+        },
+    )
+
+
+def test_the_tpm_is_described_tried_and_checked(device: Device, tmp_path: Path) -> None:
+    page = how_to("check-the-tpm", device, tmp_path)
+    described, saved = page.run_section("Which TPM it is")
+    assert "specification\tTPM 2.0" in described.stdout
+    assert json.loads((tmp_path / "tpm.json").read_text())["pcrs"]["quote"]["attestation_key"]["of_the_device"]
+    assert saved.stdout == "tpm.json\n"
+
+    tried, compared = page.run_section("Whether it does what it is needed for")
+    assert tried.stdout.startswith(f"the TPM can use the key {device.record()['key']}\t")
+    assert "sig: " in compared.stdout, "tpm2_checkquote says what it has checked"
+
+    (checked,) = page.run_section("Every hour")
+    assert checked.stdout.startswith("TPM healthy")
+    assert "tpm_mtls_" in checked.stdout
+    assert not (tmp_path / "run" / "maintenance").exists()
+
+
+def test_each_reason_and_each_warning_is_explained() -> None:
+    rows = re.findall(
+        r"^\| (`.*?) \|", (FOLDER / "check-the-tpm.md").read_text().partition("## When it fails")[2], re.MULTILINE
+    )
+    explained = re.findall(r"`(\w+)`", " ".join(rows))
+    assert sorted(explained) == sorted([*get_args(FailureKind), *get_args(CautionKind)])
