@@ -45,7 +45,7 @@ def pinned_name(state_dir: Path) -> bytes | None:
     """
     with storage_errors(state_dir, "read"):
         record = load_record(state_dir)
-    return bytes.fromhex(record.srk_name) if record is not None else None
+    return bytes.fromhex(record.srk_name) if record is not None and record.is_tpm else None
 
 
 def seal_blob(

@@ -94,7 +94,7 @@ def _expected_srk(state_dir: Path, sealed: SealedKeys | None) -> bytes | None:
     if sealed is not None:
         return bytes.fromhex(sealed.srk_name)
     identity = load_record(state_dir)
-    return bytes.fromhex(identity.srk_name) if identity is not None else None
+    return bytes.fromhex(identity.srk_name) if identity is not None and identity.is_tpm else None
 
 
 def _begin(tpm: Tpm, folder: SecretsFolder) -> DeviceKeys:

@@ -208,6 +208,12 @@ def show(
         answer(endorsement, str(endorsement["ek_hash"]), as_json=as_json)
         return
     key = parse_key_reference(reference)
+    if isinstance(key, KeyFile) and not key.is_tss2():
+        from tpm_mtls_keygen.software_key import describe_software_key  # noqa: PLC0415 - only for such a key
+
+        facts = describe_software_key(key.path)
+        answer(facts, "\n".join(f"{name:<14}{facts[name]}" for name in facts if name != "public_key"), as_json=as_json)
+        return
     if isinstance(key, KeyFile):
         found = describe_file(key.path, beside=state_dir)
     else:

@@ -44,6 +44,8 @@ from tpm_mtls_keygen.first_boot_steps import (
 from tpm_mtls_keygen.keys import FIRST_HANDLE, LAST_HANDLE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tpm_mtls.identity import IdentityRecord
     from tpm_mtls_keygen.first_boot_folder import Journal
 
@@ -164,6 +166,19 @@ def check_enrolled(facts: Facts, record: IdentityRecord) -> None:
         )
     if facts.certificate_error is not None:
         raise facts.certificate_error
+
+
+def check_is_tpm(record: IdentityRecord, folder: Path) -> None:
+    """Refuses an identity without a TPM, where one with a TPM is meant.
+
+    Raises:
+        IdentityError: it has a software key.
+    """
+    if not record.is_tpm:
+        raise IdentityError(
+            f"{record.device} in {folder} has a software key, enrolled where there was no TPM",
+            hint="to keep it: --no-tpm=soft; to use a TPM: enroll anew in another --state-dir",
+        )
 
 
 def _what_happened(facts: Facts, record: IdentityRecord) -> str:

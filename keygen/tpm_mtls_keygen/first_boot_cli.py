@@ -19,6 +19,7 @@ from tpm_mtls_keygen.cli_common import tell, wait_option
 from tpm_mtls_keygen.first_boot_folder import KeyPlace
 
 if TYPE_CHECKING:
+    from tpm_mtls_keygen.first_boot_settings import Outcome, Settings, World
     from tpm_mtls_keygen.first_boot_steps import Wish
 
 
@@ -62,6 +63,13 @@ if TYPE_CHECKING:
 )
 @click.option("--no-mirror", is_flag=True, help="Keep no copy of the identity in the TPM's NV memory, and seek none.")
 @click.option(
+    "--no-tpm",
+    type=click.Choice(["fail", "soft"]),
+    default="fail",
+    show_default=True,
+    help="Where there is no TPM: fail, or make a software key, which needs a token and can be copied.",
+)
+@click.option(
     "--new-identity", is_flag=True, help="On an empty disk, give up the identity that the TPM remembers, and its key."
 )
 @wait_option
@@ -88,6 +96,7 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
     srk_auth: str | None,
     endorsement_auth: str | None,
     no_mirror: bool,
+    no_tpm: str,
     new_identity: bool,
     wait: float,
     state_dir: Path,
@@ -102,6 +111,9 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
     Run it at every boot: on an enrolled device it checks that key and certificate are still there, and changes nothing.
     Interrupted anywhere, the next run finishes it. A lost or exchanged TPM is reported, never enrolled anew.
     After the disk was wiped, the identity comes back from the TPM.
+
+    With --no-tpm=soft a device without any TPM gets a software key instead, by token only. A device that had a TPM
+    never gets one: neither here nor at the CA.
 
     With --pcrs, --pcr-values or --policy-signer the TPM uses the key only while the machine has booted what was agreed
     on. What an operator signed must be in the identity folder before.
@@ -129,7 +141,9 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
         srk_authorization=read_authorization(srk_auth),
         endorsement_authorization=read_authorization(endorsement_auth),
     )
-    outcome = run(settings, World(patience=Patience(seconds=wait), tell=tell))
+    world = World(patience=Patience(seconds=wait), tell=tell)
+    outcome = _run_soft(settings, world) if no_tpm == "soft" else None
+    outcome = outcome or run(settings, world)
     record = outcome.record
     verb = "enrolled" if outcome.changed else "already enrolled"
     verb = "identity restored from the TPM: enrolled" if outcome.restored else verb
@@ -138,10 +152,17 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
         "changed": outcome.changed,
         "restored": outcome.restored,
         "device": record.device,
+        "is_tpm": record.is_tpm,
         "key": record.key,
         "state_dir": str(state_dir),
     }
     answer(data, f"{verb} as {record.device}", as_json=as_json)
+
+
+def _run_soft(settings: Settings, world: World) -> Outcome | None:
+    from tpm_mtls_keygen.soft_first_boot import run as run_soft  # noqa: PLC0415 - imports tpm2-pytss
+
+    return run_soft(settings, world)
 
 
 def _wish(place: str | None, handle: str | None, algorithm: str | None) -> Wish:

@@ -29,7 +29,7 @@ from tpm_mtls_keygen.attestation_key import make_attestation_key
 from tpm_mtls_keygen.bootstrap_token import BootstrapToken, read_token
 from tpm_mtls_keygen.est_client import EstClient
 from tpm_mtls_keygen.evidence import read_endorsement
-from tpm_mtls_keygen.first_boot import next_step
+from tpm_mtls_keygen.first_boot import check_is_tpm, next_step
 from tpm_mtls_keygen.first_boot_copy import check_copy, forget, restore, write_copy
 from tpm_mtls_keygen.first_boot_folder import JOURNAL, Journal, locate, locked, remove_leftovers, save_journal
 from tpm_mtls_keygen.first_boot_observe import ask_tpm, certificate_error, look_for_copy, read_folder
@@ -112,6 +112,8 @@ class _FirstBoot:
 
     def run(self) -> Outcome:
         facts = read_folder(self.folder)
+        if facts.record is not None:
+            check_is_tpm(facts.record, self.folder)
         if facts.record is None:
             make_folder(self.folder)  # checks that it may be written to
             _ = self.anchors, self.est  # what is missing is told before the TPM is touched

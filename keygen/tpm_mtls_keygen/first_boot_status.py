@@ -12,6 +12,7 @@ from tpm_mtls.files import check_private
 from tpm_mtls.identity import ATTESTATION_KEY, CERTIFICATE, KEY, IdentityRecord, load_record
 from tpm_mtls_keygen.first_boot_folder import INSTALL, Journal, load_journal
 from tpm_mtls_keygen.issued import check_stored, due_at, load_stored
+from tpm_mtls_keygen.software_key import read_software_key
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -76,6 +77,7 @@ class Status:
             "state": self.state.value,
             "pending": self.pending,
             "device": self.record.device if self.record else None,
+            "is_tpm": self.record.is_tpm if self.record else None,
             "key": begun.key if begun else None,
             "algorithm": begun.algorithm if begun else None,
             "serial": self.serial,
@@ -86,8 +88,8 @@ class Status:
             "ek_sha256": self.record.ek_sha256 if self.record else None,
             "attestation_key": self.has_attestation_key,
             "mirror": self.mirror.value if self.mirror else None,
-            "tpm_vendor": self.record.tpm_vendor if self.record else None,
-            "tpm_firmware": self.record.tpm_firmware if self.record else None,
+            "tpm_vendor": (self.record.tpm_vendor or None) if self.record else None,
+            "tpm_firmware": (self.record.tpm_firmware or None) if self.record else None,
             "ca_url": self.record.ca_url if self.record else None,
             "problems": list(self.problems),
         }
@@ -112,7 +114,7 @@ def read_status(folder: Path, *, now: datetime, verify: bool = False, tcti: str 
     else:
         status = Status(str(folder), State.NOT_STARTED, "everything: run tpm-mtls keygen first-boot")
     status = replace(status, has_attestation_key=(folder / ATTESTATION_KEY).exists())
-    if not verify or not folder.exists():
+    if not verify or not folder.exists() or (record is not None and not record.is_tpm):
         return status
     problem, mirror = _ask_tpm(folder, now, tcti)
     status = replace(status, mirror=mirror)
@@ -131,6 +133,7 @@ def describe(status: Status) -> str:
         else None,
         "renewal due": data["renewal_due"],
         "tpm": f"{data['tpm_vendor']} {data['tpm_firmware']}" if data["tpm_vendor"] else None,
+        "no tpm": "the key is a software key, which can be copied" if data["is_tpm"] is False else None,
         "ek hash": data["ek_sha256"],
         "mirror in the tpm": data["mirror"],
         "ca": data["ca_url"],
@@ -153,8 +156,9 @@ def _enrolled(folder: Path, record: IdentityRecord, now: datetime) -> Status:
             days_left=(end - now).days,
             renewal_due=due_at(leaf),
         )
-        # which key it must be for, only the TPM can tell: --verify
-        check_stored(folder, public_key=certificate_spki(leaf), now=now, device=record.device)
+        # which key it must be for, only the TPM can tell: --verify; where there is none, the key itself
+        public_key = certificate_spki(leaf) if record.is_tpm else read_software_key(folder / KEY).spki
+        check_stored(folder, public_key=public_key, now=now, device=record.device)
     except TpmMtlsError as error:
         problems.append(str(error))
     if record.key == KEY:

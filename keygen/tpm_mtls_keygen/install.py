@@ -21,6 +21,7 @@ from tpm_mtls.policy.files import policy_path
 from tpm_mtls.structures import Tss2Key, parse_tss2_pem
 from tpm_mtls_keygen.first_boot_folder import INSTALL
 from tpm_mtls_keygen.nv_mirror import find_place, read_mirror, store_mirror
+from tpm_mtls_keygen.software_key import parse_software_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +42,7 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         certificates: ``device.cert.pem``.
         trust: ``ca.cert.pem``; none if it stays.
         key: the key as a TSS2 PEM file, if there is a new one: for a persistent key what is loaded and made persistent.
+            For an identity without a TPM the software key itself.
         replaces: Name (hex) of the key that a new one takes the place of.
         attestation_key: ``attestation.key.json``; none if it stays.
         mirror: whether the copy in the TPM's NV memory is to be written, too.
@@ -70,7 +72,7 @@ def load_installation(folder: Path) -> Installation | None:
         limit=_LIMIT,
         version=FORMAT,
         hint="restore the folder from a backup, or enroll anew",
-        check=lambda found: found.key is None or parse_tss2_pem(found.key, str(path)),
+        check=lambda found: found.key is None or _check_key(found.key, path, is_tpm=found.record.is_tpm),
     )
 
 
@@ -96,19 +98,37 @@ def complete(tpm: Tpm, folder: Path, installation: Installation) -> None:
     reference = parse_key_reference(record.key)
     if isinstance(reference, PersistentHandle):
         _put_key(tpm, reference.handle, installation)
-    elif installation.key is not None:
+    _put_files(folder, installation)
+    if installation.mirror:
+        store_mirror(tpm, find_place(tpm, folder), read_mirror(folder, record))
+    if installation.replaces is not None:
+        remove_file(policy_path(folder, bytes.fromhex(installation.replaces)))
+    remove_file(folder / INSTALL)
+
+
+def complete_without_tpm(folder: Path, installation: Installation) -> None:
+    """As `complete`, for an identity whose key is a software key.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    _put_files(folder, installation)
+    remove_file(folder / INSTALL)
+
+
+def _put_files(folder: Path, installation: Installation) -> None:
+    if installation.key is not None and installation.record.key == KEY:
         write_atomic(folder / KEY, installation.key, mode=PRIVATE_FILE)
     if installation.attestation_key is not None:
         save_attestation_key(folder, installation.attestation_key)
     if installation.trust is not None:
         write_atomic(folder / TRUST, installation.trust)
     write_atomic(folder / CERTIFICATE, installation.certificates)
-    save_record(folder, record)
-    if installation.mirror:
-        store_mirror(tpm, find_place(tpm, folder), read_mirror(folder, record))
-    if installation.replaces is not None:
-        remove_file(policy_path(folder, bytes.fromhex(installation.replaces)))
-    remove_file(folder / INSTALL)
+    save_record(folder, installation.record)
+
+
+def _check_key(key: bytes, path: Path, *, is_tpm: bool) -> object:
+    return parse_tss2_pem(key, str(path)) if is_tpm else parse_software_key(key, path)
 
 
 def _put_key(tpm: Tpm, handle: int, installation: Installation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -19,12 +20,12 @@ from tpm_mtls.certificates import (
     load_certificates,
 )
 from tpm_mtls.device_names import device_name
-from tpm_mtls.errors import CertificateMismatchError, IdentityError, PemError
+from tpm_mtls.errors import CertificateExpiredError, CertificateMismatchError, IdentityError, PemError
 from tpm_mtls.files import read_capped
 from tpm_mtls.identity import CERTIFICATE, TRUST
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -131,6 +132,19 @@ def due_at(certificate: x509.Certificate) -> datetime:
     """When renewal is due: at two thirds of the certificate's life."""
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return start + (end - start) * 2 / 3
+
+
+@contextmanager
+def explained_expiry(folder: Path) -> Iterator[None]:
+    """Where the present certificate of ``folder`` must vouch for its renewal: says what to do if it has expired."""
+    try:
+        yield
+    except CertificateExpiredError as error:
+        error.hint = (
+            "it cannot vouch for its own renewal any more; is the clock right (date -u)? if it is, move "
+            f"{folder} away and enroll anew: tpm-mtls keygen first-boot --new-identity"
+        )
+        raise
 
 
 def _check_device(leaf: x509.Certificate, device: str | None) -> None:

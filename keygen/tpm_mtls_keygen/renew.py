@@ -18,8 +18,8 @@ from tpm_mtls.attestation_key import AttestationKey, load_attestation_key
 from tpm_mtls.authorization import read_authorization
 from tpm_mtls.certificates import certificates_pem, load_certificates, parse_csr, spki
 from tpm_mtls.device_requests import DeviceTransport
-from tpm_mtls.errors import CertificateExpiredError, HandleOccupiedError, IdentityError
-from tpm_mtls.identity import CERTIFICATE, TRUST, load_identity
+from tpm_mtls.errors import HandleOccupiedError, IdentityError
+from tpm_mtls.identity import CERTIFICATE, TRUST, load_identity, load_record
 from tpm_mtls.policy.files import find_policy
 from tpm_mtls.policy.new_policy import NewPolicy
 from tpm_mtls.structures import KeyAlgorithm, Tss2Key
@@ -34,11 +34,12 @@ from tpm_mtls_keygen.first_boot_observe import ask_tpm, read_folder
 from tpm_mtls_keygen.first_boot_settings import Outcome, World
 from tpm_mtls_keygen.identity_tcti import identity_tcti
 from tpm_mtls_keygen.install import Installation, begin, complete, load_installation
-from tpm_mtls_keygen.issued import check_issued, due_at, find_attestation_certificate
+from tpm_mtls_keygen.issued import check_issued, due_at, explained_expiry, find_attestation_certificate
 from tpm_mtls_keygen.keys import TpmKey, load_key
 from tpm_mtls_keygen.nv_mirror import find_place
 from tpm_mtls_keygen.patience import Later
 from tpm_mtls_keygen.proof import Proof
+from tpm_mtls_keygen.soft_renew import renew_soft
 from tpm_mtls_keygen.trial import on_trial
 
 if TYPE_CHECKING:
@@ -92,6 +93,9 @@ def renew(settings: Settings, world: World) -> Outcome:
     if not settings.folder.exists():
         raise _no_identity(settings.folder)
     with locked(settings.folder, waiting=lambda: world.tell(waiting)):
+        record = load_record(settings.folder)
+        if record is not None and not record.is_tpm:
+            return renew_soft(settings, world, record)
         return _Renewal(settings, world).run()
 
 
@@ -166,14 +170,8 @@ class _Renewal:
             raise IdentityError(
                 f"the first boot in {self.folder} is not finished ({JOURNAL})", hint="run: tpm-mtls keygen first-boot"
             )
-        try:
+        with explained_expiry(self.folder):
             check_enrolled(ask_tpm(tpm, self.folder, facts, now=self.world.now(), anchors=None), facts.record)
-        except CertificateExpiredError as error:
-            error.hint = (
-                "it cannot vouch for its own renewal any more; is the clock right (date -u)? if it is, move "
-                f"{self.folder} away and enroll anew: tpm-mtls keygen first-boot --new-identity"
-            )
-            raise
         return facts.record
 
     def _attempt(self, record: IdentityRecord) -> tuple[_Request, tuple[x509.Certificate, ...]] | Later:

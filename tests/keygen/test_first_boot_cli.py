@@ -46,6 +46,7 @@ def test_it_says_as_whom_it_enrolled_and_the_second_time_that_it_is(
         "changed": False,
         "restored": False,
         "device": "sensor-17",
+        "is_tpm": True,
         "key": "handle:0x81000100",
         "state_dir": str(bench.folder),
     }
@@ -198,6 +199,7 @@ def test_status_of_an_enrolled_device(bench: Bench, capsys: pytest.CaptureFixtur
         "state": "enrolled",
         "pending": None,
         "device": "sensor-17",
+        "is_tpm": True,
         "key": "device.key.pem",
         "algorithm": "ecc-p256",
         "serial": f"{bench.ca.issued[0].serial_number:x}",
