@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -14,7 +14,8 @@ import msgspec
 from tpm_mtls.errors import IdentityError, StateError, TpmMtlsError
 from tpm_mtls.files import make_folder, storage_errors
 from tpm_mtls.identity import load_record
-from tpm_mtls_agent.health import HEALTH, check_health, load_health, publish, status_line
+from tpm_mtls_agent.duties.tpm_work import TpmWork, with_life_cycle
+from tpm_mtls_agent.health import HEALTH, load_health, publish, status_line
 from tpm_mtls_agent.listening import lock_holder, locked
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def check_now(
         return _ask(holder, state_dir, lock, run_dir)
     make_folder(state_dir)
     with locked(lock, f"another agent runs in {state_dir}"):
-        report = check_health(tcti, state_dir, authorizations=authorizations)
+        report = _check(TpmWork(tcti, state_dir, authorizations, None, None, None))
         publish(run_dir, report)
         return report
 
@@ -72,6 +73,16 @@ def failure(report: HealthReport) -> TpmMtlsError:
     """The error that tells the first reason for maintenance mode."""
     first = report.failures[0]
     return StateError(f"maintenance mode, {first.kind}: {first.reason}", hint=first.hint)
+
+
+def _check(work: TpmWork) -> HealthReport:
+    """As the agent does it."""
+    life = None
+    with suppress(TpmMtlsError):  # the check says what is wrong
+        record = load_record(work.folder)
+        if record is not None and record.is_tpm:
+            life, _ = work.life_cycle(record, None)
+    return with_life_cycle(work.check(), life)
 
 
 def _ask(pid: int, state_dir: Path, lock: Path, run_dir: Path) -> HealthReport:

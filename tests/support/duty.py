@@ -101,6 +101,18 @@ class DutyAgent:
         found: dict[str, Any] = json.loads((self.run_dir / "health.json").read_text())
         return found
 
+    def failures(self) -> list[str]:
+        """The kinds of failures, of a check that is made now."""
+        done = self.check()
+        found = json.loads(done.stdout) if done.stdout else {"failures": [{"kind": done.stderr}]}
+        assert (done.returncode == 0) == (not found["failures"]), done.stderr
+        return [each["kind"] for each in found["failures"]]
+
+    def maintenance(self) -> str:
+        """What is in the file that stands for maintenance mode; nothing if it is not there."""
+        path = self.run_dir / "maintenance"
+        return path.read_text() if path.exists() else ""
+
     def verdict(self) -> dict[str, Any]:
         """The backend's last one; nothing if there was none."""
         return self.duties().get("verdict") or {}
@@ -140,7 +152,9 @@ class DutyAgent:
 
 
 @contextlib.contextmanager
-def duty_agent(device: Device, folder: Path, *options: object) -> Iterator[DutyAgent]:
+def duty_agent(
+    device: Device, folder: Path, *options: object, environment: dict[str, str] | None = None
+) -> Iterator[DutyAgent]:
     """An agent of ``device`` with its other files in ``folder``."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "tpm_mtls", "agent", "run", "--socket", folder / "tpmd.sock"]
@@ -149,7 +163,11 @@ def duty_agent(device: Device, folder: Path, *options: object) -> Iterator[DutyA
     with (
         (folder / "agent.log").open("a") as log,
         subprocess.Popen(
-            [str(each) for each in command], stdout=subprocess.PIPE, stderr=log, text=True, env=_CLEAN
+            [str(each) for each in command],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=_CLEAN | (environment or {}),
         ) as process,
     ):
         try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tpm_mtls.errors import IdentityError, StorageError, TpmMtlsError
 from tpm_mtls.identity import CERTIFICATE
 from tpm_mtls_agent.duties import commands
+from tpm_mtls_agent.duties.tpm_work import with_life_cycle
 from tpm_mtls_agent.health import change_of, load_health, publish
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ class Checking:
         Raises:
             UsageError, StorageError: the configuration file is wrong, or a file cannot be opened.
         """
-        report = await self._worker.apart(self._work.check)
+        if identity.is_tpm:
+            await self._judge(identity)
+        report = with_life_cycle(await self._worker.apart(self._work.check), self._life)
         if change := change_of(self._before, report):
             _log.log(logging.ERROR if report.failures else logging.INFO, "%s", change)
         self.report = self._before = report
@@ -63,22 +66,19 @@ class Checking:
             await asyncio.to_thread(publish, self._settings.run_dir, report, doing=self._serving)
         except StorageError as error:
             self._told.trouble("run folder", error)
-        if identity.is_tpm:
-            await self._judge(identity)
         await self._restore()
         return True
 
     async def _judge(self, identity: IdentityRecord) -> None:
-        """Whether it is still the TPM that the device was enrolled with."""
+        """Whether it is still the TPM that the device was enrolled with; that it is not, the report tells."""
         try:
             life, resets = await self._worker.apart(lambda: self._work.life_cycle(identity, self._resets))
         except TpmMtlsError as error:
-            _log.debug("the TPM's life cycle cannot be judged: %s", error)  # the health check has said why
+            _log.debug("the TPM's life cycle cannot be judged: %s", error)  # the health check says why
             return
         self._life, self._resets = life, resets
-        level = logging.INFO if life.usable else logging.ERROR
-        text = "; ".join(filter(None, (life.text, life.hint)))
-        self._told.state("life cycle", (life.change, resets), text, level=level)
+        if life.usable:
+            self._told.state("life cycle", (life.change, resets), "; ".join(filter(None, (life.text, life.hint))))
         self._told.note(life_cycle=life.change.value, life_cycle_text=life.text)
 
     async def _restore(self) -> None:

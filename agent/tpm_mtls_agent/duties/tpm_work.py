@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from tpm_mtls.life_cycle import judge
+import msgspec
+
+from tpm_mtls.attestation.health import Failure, shortened
+from tpm_mtls.life_cycle import Change, judge
 from tpm_mtls.tpm import open_tpm
 from tpm_mtls.tpm.leftovers import Ledger
 from tpm_mtls_agent.duties.observe import observe
@@ -17,12 +20,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tpm_mtls.attestation.health import HealthReport
+    from tpm_mtls.attestation.health import FailureKind, HealthReport
     from tpm_mtls.identity import IdentityRecord
     from tpm_mtls.life_cycle import LifeCycle
     from tpm_mtls.tpm import Tpm
     from tpm_mtls_agent.health import Authorizations
     from tpm_mtls_agent.quote import Collected
+
+_KINDS: Final[dict[Change, FailureKind]] = {
+    Change.CLEARED: "TpmCleared",
+    Change.CLEARED_OR_SWAPPED: "TpmCleared",
+    Change.SWAPPED: "TpmSwapped",
+}
+
+
+def with_life_cycle(report: HealthReport, life: LifeCycle | None) -> HealthReport:
+    """``report``, which begins with what became of the TPM if that ended the identity: the rest follows from it."""
+    if life is None or life.usable:
+        return report
+    failure = Failure(kind=_KINDS[life.change], reason=shortened(life.text), hint=shortened(life.hint))
+    return msgspec.structs.replace(report, failures=(failure, *report.failures))
 
 
 @dataclass(frozen=True)
