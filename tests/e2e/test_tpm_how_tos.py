@@ -71,6 +71,24 @@ def test_the_tpm_is_described_tried_and_checked(device: Device, tmp_path: Path) 
     assert not (tmp_path / "run" / "maintenance").exists()
 
 
+def test_a_certificate_is_renewed_its_key_exchanged_and_the_file_brought_back(device: Device, tmp_path: Path) -> None:
+    page = how_to("renew-and-rotate", device, tmp_path)
+    before = device.certificate()
+    (renewed,) = page.run_section("By hand, or by a timer")
+    assert device.certificate() != before
+    assert renewed.stdout
+
+    key, handle = device.record()["key_name"], device.record()["key"]
+    (rotated,) = page.run_section("With a new key")
+    assert device.record()["key_name"] != key
+    assert f"the TPM can use the key {handle}" in rotated.stdout
+
+    certificate = device.certificate()
+    (restored,) = page.run_section("A certificate that was lost")
+    assert device.certificate() == certificate
+    assert restored.stdout
+
+
 def test_each_reason_and_each_warning_is_explained() -> None:
     rows = re.findall(
         r"^\| (`.*?) \|", (FOLDER / "check-the-tpm.md").read_text().partition("## When it fails")[2], re.MULTILINE
