@@ -23,10 +23,11 @@ set -euo pipefail
 tpm-mtls() {
   case $1 in
     seal | unseal | pcr) command tpm-mtls "$@" --state-dir "$STATE" ;;
+    server) command tpm-mtls "$@" --database "$DATABASE" ;;
     *) command tpm-mtls "$@" ;;
   esac
 }
-for tool in tpm2_createprimary tpm2_pcrread tpm2_createpolicy tpm2_create tpm2_load tpm2_unseal; do
+for tool in tpm2_{createprimary,createek,createak,pcrread,createpolicy,create,load,unseal}; do
   eval "$tool() { command $tool \"\$@\"; command tpm2_flushcontext -t; command tpm2_flushcontext -l; }"
 done
 ends_with() {
