@@ -123,7 +123,9 @@ def lock_holder(path: Path) -> int | None:
 
 
 def _has_open(pid: int, status: os.stat_result) -> bool:
-    """Whether the process ``pid`` has the file of ``status`` open."""
+    """Whether the process ``pid``, which is not this one, has the file of ``status`` open."""
+    if pid == os.getpid():
+        return False
     folder = Path("/proc", str(pid), "fd")
     for entry in folder.iterdir() if folder.exists() else ():
         with contextlib.suppress(OSError):  # closed since

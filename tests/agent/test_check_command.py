@@ -1,0 +1,223 @@
+"""``tpm-mtls agent check``: by the agent that runs, or by this process; and who holds a lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.agent_process import agent_process
+from support.healthy_device import HANDLE, Device
+from support.tpm_keys import make_srk
+from tpm_mtls import cli
+from tpm_mtls.errors import IdentityError, StateError
+from tpm_mtls_agent import check_command
+from tpm_mtls_agent.check_command import check_now
+from tpm_mtls_agent.health import Authorizations
+from tpm_mtls_agent.listening import lock_holder, locked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.tpm import SimulatedTpm
+
+_HOLDS = """
+import sys, time
+from pathlib import Path
+from tpm_mtls_agent.listening import locked
+with locked(Path(sys.argv[1]), "held"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def run(*arguments: object) -> int:
+    return cli.run([str(each) for each in arguments])
+
+
+def holding(lock: Path) -> subprocess.Popen[str]:
+    """A process that holds ``lock``, and does nothing else."""
+    process = subprocess.Popen([sys.executable, "-c", _HOLDS, lock], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def test_who_holds_a_lock_is_found_and_nobody_else(tmp_path: Path) -> None:
+    lock = tmp_path / "agent.lock"
+    assert lock_holder(lock) is None
+    process = holding(lock)
+    try:
+        assert lock_holder(lock) == process.pid
+        lock.write_text(f"{os.getpid()}\n")  # an old number, of a process that lives
+        assert lock_holder(lock) is None
+        for nonsense in ("", "x", "4294967295"):
+            lock.write_text(nonsense)
+            assert lock_holder(lock) is None
+    finally:
+        end(process)
+    assert lock_holder(lock) is None
+    with locked(lock, "another has it"):
+        assert lock.read_text() == f"{os.getpid()}\n"
+
+
+# -- where an agent runs ----------------------------------------------------------------------------------------------
+
+
+def test_an_agent_checks_when_it_is_asked_and_status_shows_it(
+    tpm: SimulatedTpm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = Device(tpm, tmp_path)
+    where = ("--state-dir", device.folder, "--run-dir", device.run_dir, "--json")
+    with agent_process(tpm, tmp_path, "--run-dir", device.run_dir) as agent:
+        agent.client.set("key", "value")
+        assert run("agent", "check", *where) == 0
+        assert json.loads(capsys.readouterr().out)["maintenance"] is False
+
+        tpm.tool("tpm2_evictcontrol", "-C", "o", "-c", hex(HANDLE))
+        assert run("agent", "check", *where) == 10
+        said = capsys.readouterr()
+        assert [each["kind"] for each in json.loads(said.out)["failures"]] == ["SignFailure"]
+        assert "tpm-mtls: error: maintenance mode, SignFailure: " in said.err
+
+        device.persist_again()
+        assert run("agent", "check", *where) == 0
+        assert agent.client.get("key") == "value"
+        capsys.readouterr()
+        assert run("agent", "status", "--socket", agent.socket, *where) == 0
+        status = json.loads(capsys.readouterr().out)
+        assert (status["health"]["failures"], status["duties"]["life_cycle"]) == ([], "same")
+        assert run("agent", "status", "--socket", agent.socket, *where[:-1]) == 0
+        text = capsys.readouterr().out
+        assert "TPM healthy" in text
+        assert "the certificate is renewed from " in text
+        log = agent.end()
+    assert agent.process.returncode == 0
+    assert log.count("maintenance mode begins") == log.count("maintenance mode ends") == 1
+
+
+def test_an_agent_without_an_identity_keeps_secrets_and_nothing_else(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    """As before there were duties; one that enrolls while it runs is noticed."""
+    with agent_process(tpm, tmp_path, "--run-dir", tmp_path / "run", "--interval", "1s") as agent:
+        agent.process.send_signal(signal.SIGUSR1)
+        agent.client.set("key", "value")
+        with pytest.raises(IdentityError, match="has no identity in"):
+            check_now(
+                agent.state, agent.state / "agent.lock", tmp_path / "run", tcti=None, authorizations=Authorizations()
+            )
+        assert not (tmp_path / "run").exists()
+        device = Device(tpm, tmp_path)
+        while not (device.run_dir / "duties.json").exists():
+            time.sleep(0.05)
+            assert agent.process.poll() is None
+        assert agent.client.get("key") == "value"
+        assert "Traceback" not in agent.end()
+
+
+def test_a_damaged_identity_is_told_once_and_keeps_nobody_from_his_secrets(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    device = Device(tpm, tmp_path)
+    record = (device.folder / "identity.json").read_bytes()
+    with agent_process(tpm, tmp_path, "--run-dir", device.run_dir, "--interval", "1s") as agent:
+        agent.client.set("key", "value")
+        (device.folder / "identity.json").write_text("{")
+        time.sleep(2.5)
+        assert agent.client.get("key") == "value"
+        (device.folder / "identity.json").write_bytes(record)
+        time.sleep(1.5)
+        log = agent.end()
+    assert len([line for line in log.splitlines() if "WARNING" in line and "identity.json" in line]) == 1
+    assert log.count("can be read again") == 1
+
+
+def test_an_agent_that_ends_instead_of_checking_is_told(
+    tpm: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(tpm, tmp_path)
+    lock = device.folder / "agent.lock"
+    process = holding(lock)  # it has no handler for SIGUSR1
+
+    def check() -> None:
+        check_now(device.folder, lock, device.run_dir, tcti=tpm.tcti, authorizations=Authorizations())
+
+    try:
+        with pytest.raises(StateError, match=f"process {process.pid}, ended"):
+            check()
+    finally:
+        end(process)
+
+    deaf = holding(lock)
+    monkeypatch.setattr(check_command, "_PATIENCE", 0.2)
+    monkeypatch.setattr(signal, "SIGUSR1", signal.SIGCONT)
+    try:
+        with pytest.raises(StateError, match=r"did not check within 0\.2 seconds"):
+            check()
+    finally:
+        end(deaf)
+
+
+def test_a_report_that_is_gone_again_is_told(
+    tpm: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(tpm, tmp_path)
+    device.check()
+    process = holding(device.folder / "agent.lock")
+    monkeypatch.setattr(signal, "SIGUSR1", signal.SIGCONT)
+    removing = threading.Timer(0.2, (device.run_dir / "health.json").unlink)
+    removing.start()
+    try:
+        with pytest.raises(StateError, match="is gone again"):
+            check_now(
+                device.folder,
+                device.folder / "agent.lock",
+                device.run_dir,
+                tcti=tpm.tcti,
+                authorizations=Authorizations(),
+            )
+    finally:
+        end(process)
+        removing.join()
+
+
+# -- where none runs --------------------------------------------------------------------------------------------------
+
+
+def test_without_an_agent_the_command_checks_by_itself(
+    tpm: SimulatedTpm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = Device(tpm, tmp_path)
+    where = ("--state-dir", device.folder, "--run-dir", device.run_dir, "--tcti", tpm.tcti)
+    assert run("agent", "check", *where) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("TPM healthy")
+    assert [line.partition(" (")[0] for line in lines[1:4]] == ["wrap: passed", "quote: passed", "sign: passed"]
+    assert (device.run_dir / "health.json").exists()
+
+    tpm.tool("tpm2_clear", "-c", "p")
+    assert run("agent", "check", *where) == 10
+    said = capsys.readouterr()
+    assert "TpmCleared: this is another TPM, or it was cleared" in said.out
+    assert "maintenance mode, TpmCleared" in said.err
+    assert (device.run_dir / "maintenance").read_text().startswith("TpmCleared: ")
+
+
+def test_without_an_identity_the_tpm_itself_is_checked(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    make_srk(tpm, tmp_path)
+    new, run_dir = tmp_path / "new", tmp_path / "run"
+    report = check_now(new, new / "agent.lock", run_dir, tcti=tpm.tcti, authorizations=Authorizations())
+    assert [(each.name, each.outcome) for each in report.checks] == [
+        ("wrap", "passed"),
+        ("quote", "skipped"),
+        ("sign", "skipped"),
+    ]
