@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demo_attestation import tell_attestation
 from stage import DemoFailedError, Stage
 
 from tpm_mtls.trace import read_trace
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 DEVICE = "sensor-17"
 SECOND_DEVICE = "sensor-18"
 BOUND_DEVICE = "sensor-19"
+DATABASE = "sqlite:///telemetry.sqlite"
 SECRET, API_KEY = "third-party-api-key", "sk_live_abc123xyz"
 
 TEST_PCR = 16  # for debugging: PC Client Platform TPM Profile, table of PCR attributes; can be reset
@@ -67,7 +69,8 @@ class Demo:
         self._revoked(backend)
         self._nothing_on_disk()
         self._bound_to_the_boot(ca, backend)
-        self._without_a_secret(ca, backend)
+        tcti = self._without_a_secret(ca, backend)
+        tell_attestation(self._stage, backend, DATABASE, tcti)
         self._a_programs_secret()
 
     def _the_tpm(self) -> None:
@@ -128,7 +131,8 @@ class Demo:
         )
         return self._stage.serve(
             *("server", "run", "--listen", "127.0.0.1:0", "--cert", "backend.cert.pem", "--key", "backend.key.pem"),
-            *("--client-ca", "ca/root.pem", "--crl", "ca/crl.pem", "--database", "sqlite:///telemetry.sqlite"),
+            *("--client-ca", "ca/root.pem", "--crl", "ca/crl.pem", "--database", DATABASE),
+            *("--require-attestation", "/telemetry"),
         )
 
     def _a_request(self, backend: str) -> None:
@@ -137,8 +141,6 @@ class Demo:
             "Mutual TLS: the server proves who it is, and the client does so with the key in its TPM.",
         )
         self._client("get", f"{backend}/whoami")
-        (self.folder / "reading.json").write_text(json.dumps({"temperature": 21.5}))
-        self._client("post", f"{backend}/telemetry", "--data-file", "reading.json")
 
     def _signed_in_the_tpm(self, backend: str) -> None:
         self.tell.chapter(
@@ -211,7 +213,7 @@ class Demo:
         self._client("get", f"{backend}/whoami", state="bound")
         self.tell.proof("the TPM refuses the key as long as the machine's state is another")
 
-    def _without_a_secret(self, ca: str, backend: str) -> None:
+    def _without_a_secret(self, ca: str, backend: str) -> str:
         self.tell.chapter(
             "A device without any secret on board",
             "No token: its maker's certificate vouches for the TPM, the TPM vouches for the key, and the CA checks "
@@ -228,6 +230,7 @@ class Demo:
         shutil.rmtree(self.folder / "third")
         self._stage.run(*boot)
         self.tell.proof("the wiped disk has its identity back, from the TPM's own memory")
+        return tcti
 
     def _a_programs_secret(self) -> None:
         self.tell.chapter(
@@ -235,7 +238,10 @@ class Demo:
             "The agent keeps it in the TPM's memory, and gives it to programs at a Unix socket.",
         )
         agent = ("--socket", "tpmd.sock")
-        self._stage.serve("agent", "run", *agent, "--state-dir", "device", begins="tpmd.sock")
+        self._stage.serve(
+            *("agent", "run", *agent, "--state-dir", "device", "--run-dir", "device-run", "--no-renew"),
+            begins="tpmd.sock",
+        )
         self._stage.run("secret", "set", SECRET, *agent, given=API_KEY)
         try:
             got = self._stage.run("secret", "get", SECRET, *agent)

@@ -73,7 +73,7 @@ class Stage:
     def serve(self, *arguments: str, begins: str = "https://") -> str:
         """Starts a service; returns what it prints once it listens, which ``begins`` like this."""
         self.tell.command(["tpm-mtls", *arguments], background=True)
-        log = (self.folder / f"{arguments[0]}.log").open("w")
+        log = (self.folder / f"{arguments[0]}.log").open("a")
         self.ends.callback(log.close)
         process = subprocess.Popen(
             [sys.executable, "-m", "tpm_mtls", *arguments],
