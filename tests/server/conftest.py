@@ -12,6 +12,7 @@ from support.backend import BackendThread
 from support.clock import Clock
 from support.device_ca import DeviceCa
 from support.https import HttpsClient
+from tpm_mtls_server.logs import LOGGER
 from tpm_mtls_server.registry import Registry
 from tpm_mtls_server.settings import Limits, Settings
 
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tpm_mtls.identity import Identity
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """A command that ran in this process leaves no handler that writes to its captured, closed stderr."""
+    handlers, level, propagate = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
+    yield
+    LOGGER.handlers[:] = handlers
+    LOGGER.setLevel(level)
+    LOGGER.propagate = propagate
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+import sqlalchemy
 
 from tpm_mtls.attestation.messages import NONCE_LENGTH, DeviceState
 from tpm_mtls_server.registry import audit, groups, schema
@@ -66,14 +67,15 @@ class Attestations:
         looked at.
         """
         table = schema.nonces
+        this = table.c.nonce == nonce.hex()
         with self._database.writing() as connection:
-            row = connection.execute(table.select().where(table.c.nonce == nonce.hex())).one_or_none()
+            mine = table.delete().where(this, table.c.device == device).returning(table.c.device, table.c.expires_at)
+            row = connection.execute(mine).one_or_none()  # of several who do this at once, one deletes the row
             if row is None:
-                return None
-            taken = connection.execute(table.delete().where(table.c.id == row.id, table.c.device == device))
-            if row.device == device and taken.rowcount != 1:
-                return None
-            return TakenNonce(nonce, row.device, moment(row.expires_at))
+                row = connection.execute(
+                    sqlalchemy.select(table.c.device, table.c.expires_at).where(this)
+                ).one_or_none()
+            return None if row is None else TakenNonce(nonce, row.device, moment(row.expires_at))
 
     def background(self, name: str) -> Background:
         """What a quote of the device ``name``, which is known, is judged by."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from sqlalchemy import bindparam
+
 from tpm_mtls.errors import StateError
 from tpm_mtls_server.registry import schema
 from tpm_mtls_server.registry.reading import device_row, seconds
@@ -34,14 +36,18 @@ FORGOTTEN: Final[dict[str, None]] = dict.fromkeys(
 """What a device's row says about its TPM, undone."""
 
 
+# made once: each request asks this, and making a statement takes SQLAlchemy longer than the database needs to answer it
+_FIND: Final = schema.devices.select().where(schema.devices.c.name == bindparam("wanted"))
+
+
 def get_device(connection: Connection, name: str) -> DeviceRow:
     """The device ``name``, which is there."""
-    return device_row(connection.execute(schema.devices.select().where(schema.devices.c.name == name)).one())
+    return device_row(connection.execute(_FIND, {"wanted": name}).one())
 
 
 def find_device(connection: Connection, name: str) -> DeviceRow | None:
     """The device ``name``; none if it never came."""
-    row = connection.execute(schema.devices.select().where(schema.devices.c.name == name)).one_or_none()
+    row = connection.execute(_FIND, {"wanted": name}).one_or_none()
     return None if row is None else device_row(row)
 
 
