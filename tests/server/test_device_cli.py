@@ -138,6 +138,7 @@ def test_an_approval_is_by_somebody_and_of_one_boot(
     assert device_cli("approve", "sensor-17", "--boot", boot, "--by", "alice")["boot"] == boot
     text = device_cli("show", "sensor-17", text=True)
     assert "baseline:     approved by alice" in text
+    assert "does not count" not in text
     assert "that boot is approved by now" in text
     assert machine.attest(backend.port, NEW)["trusted"]
     assert "what differs" not in device_cli("show", "sensor-17", text=True)
@@ -156,6 +157,15 @@ def test_an_older_boot_is_not_what_an_approval_is_offered_for(
     assert "if you know why the clock of its TPM went back: tpm-mtls server device approve sensor-17\n" in text
     device_cli("approve", "sensor-17")
     assert machine.attest(backend.port, OLD)["trusted"], "its clock starts anew"
+
+
+def test_a_baseline_that_does_not_count_is_said_so(
+    backend: BackendThread, machine: AttestingDevice, device_cli: Command, database: str
+) -> None:
+    machine.attest(backend.port, OLD)
+    for mode in ("approve", "values", "signed"):
+        assert run(["server", "group", "set", "default", "--mode", mode, "--database", database]) == 0
+        assert "; it does not count in this group" in device_cli("show", "sensor-17", text=True)
 
 
 def test_where_an_operator_must_approve_first_the_device_waits(

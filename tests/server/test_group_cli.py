@@ -132,7 +132,9 @@ def test_devices_are_held_against_values(
     facts = group("set", "default", "--mode", "values", "--add-values", old)
     assert [each["kind"] for each in facts["references"]] == ["values"]
     assert machine.attest(backend.port, OLD)["trusted"]
-    assert machine.attest(backend.port, NEW)["check"] == 9
+    refused = machine.attest(backend.port, NEW)
+    assert refused["check"] == 9
+    assert "if that was a change of yours: tpm-mtls server group set" in refused["reason"]
     group("set", "default", "--add-values", write_state(tmp_path, "new", NEW))
     assert machine.attest(backend.port, NEW)["trusted"]
     text = group("show", "default", text=True)

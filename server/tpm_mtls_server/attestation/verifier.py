@@ -25,7 +25,7 @@ from tpm_mtls_server.attestation.boot_state import BootState
 from tpm_mtls_server.attestation.clock import ClockState, check_clock, firmware_changed
 from tpm_mtls_server.attestation.logs import check_logs
 from tpm_mtls_server.attestation.nonce import check_nonce
-from tpm_mtls_server.attestation.policy import judge_policy
+from tpm_mtls_server.attestation.policy import Signed, Values, judge_policy
 from tpm_mtls_server.attestation.words import named_pcrs
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _judge_boot(
         trusted=finding.holds,
         check=None if finding.holds else 9,
         reason=_reason(finding, explanations),
-        hint=_hint(finding, facts.device),
+        hint=_hint(finding, facts),
         pending=finding.waits,
         explanations=explanations,
         notes=tuple(notes),
@@ -207,9 +207,11 @@ def _reason(finding: Finding, explanations: tuple[Explanation, ...]) -> str:
     return "; ".join(parts + others)
 
 
-def _hint(finding: Finding, device: str) -> str:
+def _hint(finding: Finding, facts: Facts) -> str:
     if finding.holds:
         return ""
     if finding.waits:
-        return f"look at it, then: tpm-mtls server device approve {device}"
-    return f"if that was a change of yours: tpm-mtls server device approve {device}; else find out who changed it"
+        return f"look at it, then: tpm-mtls server device approve {facts.device}"
+    by_group = isinstance(facts.policy, Values | Signed)
+    how = "tpm-mtls server group set" if by_group else f"tpm-mtls server device approve {facts.device}"
+    return f"if that was a change of yours: {how}; else find out who changed it"
