@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.event_logs import keep_banks
 from support.policies import extend
 from support.terminal import on_a_terminal
 from support.tpm_command import TpmCommand
 from support.tpm_proxy import TpmProxy
 from support.tpm_trace import CommandTrace
 from tpm_mtls.structures import ek_hash
-from tpm_mtls.tpm import open_tpm
+from tpm_mtls.tpm import SRK_HANDLE, open_tpm
+from tpm_mtls.tpm.templates import attestation_template
 from tpm_mtls.tpm_tools.description import describe, info_rows
 from tpm_mtls.tpm_tools.properties import property_name
 from tpm_mtls.trace.commands import command_name
@@ -176,7 +178,7 @@ def test_pcr_values_that_are_not_the_quoted_ones_are_refused(
 
 def test_all_of_it_is_saved_for_a_diagnostic_bundle(tool: TpmCommand, tpm: SimulatedTpm, tmp_path: Path) -> None:
     file = tmp_path / "tpm.json"
-    assert tool("save-info", file, "--state-dir", tmp_path) == {"file": str(file)}
+    assert tool("save-info", file, "--state-dir", tmp_path) == {"file": str(file), "failed": []}
     saved = json.loads(file.read_text())
     assert file.stat().st_mode & 0o777 == 0o644
     assert saved["info"]["vendor"] == "IBM"
@@ -189,6 +191,25 @@ def test_all_of_it_is_saved_for_a_diagnostic_bundle(tool: TpmCommand, tpm: Simul
     before = file.read_bytes()
     assert "no TPM answers" in tool("save-info", file, "--state-dir", tmp_path, status=3)
     assert file.read_bytes() == before
+
+
+def test_what_cannot_be_said_keeps_nothing_else_out_of_the_bundle(
+    tool: TpmCommand, tpm: SimulatedTpm, tmp_path: Path
+) -> None:
+    keep_banks(tpm, "sha1")
+    file = tmp_path / "tpm.json"
+    assert tool("save-info", file, "--state-dir", tmp_path)["failed"] == ["pcrs"]
+    saved = json.loads(file.read_text())
+    assert "this TPM keeps no PCR bank sha256" in saved["pcrs"]["error"]
+    assert saved["info"]["vendor"] == "IBM"
+    assert tool.text("save-info", file, "--state-dir", tmp_path) == f"{file} (failed: pcrs; it says why)\n"
+
+
+def test_what_is_in_the_storage_root_keys_place_is_named(tool: TpmCommand, tpm: SimulatedTpm) -> None:
+    with open_tpm(tpm.tcti) as opened, opened.create_primary(attestation_template()) as other:
+        opened.persist(other, SRK_HANDLE)
+    assert "is occupied by something else" in tool("info")["srk_trouble"]
+    assert "storage root key\tthe storage root key's handle 0x81000001 is occupied" in tool.text("info")
 
 
 def test_nothing_is_written_to_the_tpm(

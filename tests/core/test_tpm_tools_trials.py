@@ -7,6 +7,7 @@ import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from cryptography.exceptions import InvalidSignature
 
@@ -53,22 +54,20 @@ def arguments(name: str, folder: Path) -> Sequence[object]:
     return ("test", name, "--state-dir", folder) if name in {"sign", "quote"} else ("test", name)
 
 
-def save_identity(folder: Path, key: str) -> None:
-    save_record(
-        folder,
-        IdentityRecord(
-            device="sensor-17",
-            key=key,
-            algorithm="ecc-p256",
-            key_name="000b",
-            srk_name="000b",
-            tpm_vendor="IBM",
-            tpm_firmware="1.2.3.4",
-            reset_count=1,
-            ca_url="https://ca.example",
-            enrolled_by="token",
-        ),
+def save_identity(folder: Path, key: str, **changes: object) -> None:
+    record = IdentityRecord(
+        device="sensor-17",
+        key=key,
+        algorithm="ecc-p256",
+        key_name="000b",
+        srk_name="000b",
+        tpm_vendor="IBM",
+        tpm_firmware="1.2.3.4",
+        reset_count=1,
+        ca_url="https://ca.example",
+        enrolled_by="token",
     )
+    save_record(folder, msgspec.structs.replace(record, **changes))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -156,6 +155,13 @@ def test_the_device_s_own_key_is_the_one_that_signs(tool: TpmCommand, with_srk: 
     assert said["key"] == str(key.reference)
     assert said["steps"][0]["proven"] == f"the TPM can use the key {key.reference}"
     assert tool(*arguments("sign", tmp_path / "none"), "--key", key.reference)["key"] == str(key.reference)
+
+
+@pytest.mark.usefixtures("with_srk")
+def test_where_the_identity_is_a_software_key_the_tpm_signs_with_another(tool: TpmCommand, tmp_path: Path) -> None:
+    nothing = {"key_name": "", "srk_name": "", "tpm_vendor": "", "tpm_firmware": "", "reset_count": 0}
+    save_identity(tmp_path, "device.key.pem", is_tpm=False, **nothing)
+    assert tool(*arguments("sign", tmp_path))["key"] is None
 
 
 @pytest.mark.parametrize("algorithm", KeyAlgorithm)

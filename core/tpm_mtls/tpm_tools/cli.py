@@ -85,19 +85,23 @@ def pcrs(*, state_dir: Path, tcti: str | None, as_json: bool) -> None:
 def save_info(*, file: Path, state_dir: Path, tcti: str | None, as_json: bool) -> None:
     """Write what info, capabilities and pcrs say into FILE, as JSON: for a diagnostic bundle.
 
-    There is no secret in it. It names this TPM for good: by the public keys that identify it.
+    There is no secret in it. It names this TPM for good: by the public keys that identify it. Where one of the three
+    fails, the file says why.
     """
     import msgspec  # noqa: PLC0415 - `--help` stays quick
 
     from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
-    from tpm_mtls.tpm_tools.description import describe, list_capabilities  # noqa: PLC0415 - the same
+    from tpm_mtls.tpm_tools.description import collect, describe, list_capabilities  # noqa: PLC0415 - the same
     from tpm_mtls.tpm_tools.quoting import pcr_facts, sample_quote  # noqa: PLC0415 - the same
 
     with open_tpm(tcti) as opened:
-        facts = {
-            "info": describe(opened),
-            "capabilities": list_capabilities(opened),
-            "pcrs": pcr_facts(sample_quote(opened, state_dir)),
-        }
+        facts, failed = collect(
+            {
+                "info": lambda: describe(opened),
+                "capabilities": lambda: list_capabilities(opened),
+                "pcrs": lambda: pcr_facts(sample_quote(opened, state_dir)),
+            }
+        )
     write_atomic(file, msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n", mode=PUBLIC_FILE)
-    answer({"file": str(file)}, str(file), as_json=as_json)
+    text = f"{file} (failed: {', '.join(failed)}; it says why)" if failed else str(file)
+    answer({"file": str(file), "failed": failed}, text, as_json=as_json)

@@ -8,7 +8,7 @@ import msgspec
 from cryptography import x509
 
 from tpm_mtls.certificates import UNREADABLE, certificate_spki
-from tpm_mtls.errors import EvidenceError, PemError
+from tpm_mtls.errors import EvidenceError, HandleOccupiedError, PemError, TpmMtlsError
 from tpm_mtls.structures import ek_hash
 from tpm_mtls.structures.algorithms import algorithm_name, curve_name
 from tpm_mtls.tpm_firmware import firmware_faults
@@ -31,7 +31,7 @@ def describe(tpm: Tpm) -> dict[str, Any]:
         TpmRefusedError: it does not say all that it must, as in failure mode.
     """
     fixed, condition = tpm.capabilities.fixed(), tpm.capabilities.condition()
-    srk = tpm.srk.read()
+    srk_name, srk_trouble = _storage_root(tpm)
     return {
         "vendor": condition.vendor,
         "vendor_name": VENDORS.get(condition.vendor),
@@ -41,7 +41,8 @@ def describe(tpm: Tpm) -> dict[str, Any]:
         "specification": f"{_text(fixed, [FAMILY])} level {fixed[LEVEL]} revision {fixed[REVISION] / 100:.2f}",
         "self_test": condition.self_test,
         "reset_count": tpm.facts().reset_count,
-        "srk_name": srk.name.hex() if srk is not None else None,
+        "srk_name": srk_name,
+        "srk_trouble": srk_trouble,
         "endorsement_keys": _endorsement_keys(tpm),
         "condition": msgspec.to_builtins(condition),
     }
@@ -58,7 +59,7 @@ def info_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "specification", f"TPM {facts['specification']}"
     yield "self-test", facts["self_test"]
     yield "resets since it was cleared", str(facts["reset_count"])
-    yield "storage root key", facts["srk_name"] or _NO_VALUE
+    yield "storage root key", facts["srk_name"] or facts["srk_trouble"] or _NO_VALUE
     if not facts["endorsement_keys"]:
         yield "certified endorsement key", _NO_VALUE
     for template, digest in facts["endorsement_keys"].items():
@@ -96,6 +97,19 @@ def capability_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield from ((kind, handle, "") for handle in facts[key])
 
 
+def collect(parts: Mapping[str, Callable[[], dict[str, Any]]]) -> tuple[dict[str, Any], list[str]]:
+    """What ``parts`` say, and the names of those that failed, for a diagnostic bundle: in their places stands why."""
+    found: dict[str, Any] = {}
+    failed: list[str] = []
+    for name, part in parts.items():
+        try:
+            found[name] = part()
+        except TpmMtlsError as error:
+            found[name] = {"error": str(error), "hint": error.hint}
+            failed.append(name)
+    return found, failed
+
+
 def _condition_rows(condition: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Rows of a `tpm_mtls.attestation.health.Condition`."""
 
@@ -111,6 +125,15 @@ def _condition_rows(condition: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     wrong = f"{condition['lockout_counter']} of {condition['lockout_limit']}"
     locked = "; it is locked" if condition["locked_out"] else ""
     yield "wrong authorization values", f"{wrong}, one is forgotten each {condition['lockout_interval']} s{locked}"
+
+
+def _storage_root(tpm: Tpm) -> tuple[str | None, str | None]:
+    """The storage root key's Name; or why there is none, if something else is in its place."""
+    try:
+        found = tpm.srk.read()
+    except HandleOccupiedError as error:
+        return None, str(error)
+    return (found.name.hex() if found is not None else None), None
 
 
 def _endorsement_keys(tpm: Tpm) -> dict[str, str | None]:

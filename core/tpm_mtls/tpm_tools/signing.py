@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def find_key(reference: str | None, folder: Path) -> KeyReference | None:
-    """The key that is meant by ``reference``, else that of the identity ``folder``; none where there is no identity.
+    """The key that is meant by ``reference``, else that of the identity ``folder``; none where it has none in a TPM.
 
     Raises:
         KeyReferenceError: ``reference`` names no key.
@@ -42,7 +42,8 @@ def find_key(reference: str | None, folder: Path) -> KeyReference | None:
     """
     if reference is not None:
         return parse_key_reference(reference)
-    return load_identity(folder).key if load_record(folder) is not None else None
+    record = load_record(folder)
+    return load_identity(folder).key if record is not None and record.is_tpm else None
 
 
 def policy_folders(reference: KeyReference | None, folder: Path) -> list[Path]:
