@@ -46,7 +46,6 @@ class Service:
         """
         identity, limits = settings.identity, settings.limits
         reserve_descriptors(limits.connections)
-        self._certificate = identity.certificate
         self._drain = limits.drain
         self._context = server_context(
             identity,
@@ -56,12 +55,11 @@ class Service:
             minimum_version=ssl.TLSVersion.TLSv1_2 if settings.tls12 else ssl.TLSVersion.TLSv1_3,
         )
         chain = load_certificates(identity.certificate)
-        self._expiry = chain[0].not_valid_after_utc
         authorities = crl_authorities(load_certificates(identity.trust), chain)
         crl = CrlFile(settings.crl, authorities, clock=clock) if settings.crl else None
         trust = AttestationTrust(authorities)
         with contextlib.ExitStack() as opened:
-            self._endpoints = Endpoints(settings, crl=crl, trust=trust, own_expiry=lambda: self._expiry, clock=clock)
+            self._endpoints = Endpoints(settings, crl=crl, trust=trust, own_expiry=self._expiry, clock=clock)
             opened.callback(self._endpoints.close)
             self._socket = opened.enter_context(bind(settings.host, settings.port))
             self._http = HttpServer(self._endpoints.backend.handle, idle=limits.idle)
@@ -85,18 +83,22 @@ class Service:
         log("started", url=self.url)
 
     async def reload(self) -> None:
-        """Reads key and certificate again for new connections; what fails leaves the old ones in use, and is logged.
+        """Reads key and certificate again at once; what fails leaves the old ones in use, and is logged.
+
+        Files that were replaced are noticed at the next handshake without it.
 
         The clients' CA is not read again: that takes a restart, which also ends the sessions it allowed.
         """
         try:
             async with self._reloading:
                 await asyncio.to_thread(self._context.reload)  # a TPM takes its time to load a key
-            self._expiry = load_certificates(self._certificate)[0].not_valid_after_utc
         except TpmMtlsError as error:
             log("reload failed", level=logging.ERROR, error=str(error), hint=error.hint)
         else:
-            log("reloaded", certificate_expires=self._expiry.isoformat())
+            log("reloaded", certificate_expires=self._expiry().isoformat())
+
+    def _expiry(self) -> datetime:
+        return self._context.certificate_ends
 
     async def drain(self) -> None:
         """Stops in order: no new connections, idle ones closed, running requests finished, all within limits."""

@@ -21,9 +21,9 @@ from support.certificates import TestCa, now, write_software_key
 from support.handshakes import attempt, handshake
 from support.tpm_keys import TpmKey, make_key
 from support.tpm_trace import CommandTrace
-from tpm_mtls.errors import CertificateMismatchError
+from tpm_mtls.errors import CertificateMismatchError, UsageError
 from tpm_mtls.key_reference import KeyFile
-from tpm_mtls.tls import IdentityContext, client_context, server_context
+from tpm_mtls.tls import IdentityContext, client_context, server_context, trust_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -274,6 +274,9 @@ def test_a_certificate_that_is_not_valid_yet_is_taken_over_when_it_is(
     assert handshake(client, server).client == "device"
     clock = now()
     assert handshake(client, server).client == "soon"
+    assert client.certificate_ends == start + timedelta(days=30)
+    with pytest.raises(UsageError, match="has no certificate of its own"):
+        _ = trust_context(ca.trust).certificate_ends
 
 
 def test_a_tpm_that_is_away_for_a_moment_does_not_cost_the_rotated_key(

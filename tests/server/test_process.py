@@ -233,6 +233,20 @@ def wait_for(backend: BackendProcess, event: str, times: int = 1) -> list[dict[s
     return backend.log(event)
 
 
+def test_without_a_signal_the_next_handshake_shows_the_new_certificate(
+    ca: DeviceCa, device: Identity, tmp_path: Path
+) -> None:
+    server = ca.server()
+    with running_backend(tmp_path, server, crl=ca.crl_file) as backend:
+        client = HttpsClient(backend.port, device)
+        before = serial(server)
+        assert client.get("/whoami").status == 200
+        after = replace_certificate(ca, server)
+        assert server_serial(backend.port, device) == after != before
+        assert client.get("/whoami").status == 200  # the connection that was there
+        client.close()
+
+
 @pytest.mark.parametrize("fault", ["other key", "missing", "garbage"])
 def test_a_failed_reload_keeps_the_old_certificate_and_says_why(
     ca: DeviceCa, device: Identity, tmp_path: Path, fault: str

@@ -21,6 +21,7 @@ from tpm_mtls.tls.tickets import TicketKeys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from tpm_mtls.errors import TpmMtlsError
     from tpm_mtls.tls.key_source import Source
@@ -83,6 +84,17 @@ class IdentityContext(ssl.SSLContext):
         """
         if self.own_key is not None:
             self.own_key.load()
+
+    @property
+    def certificate_ends(self) -> datetime:
+        """The end of the validity of the own certificate that is in use.
+
+        Raises:
+            UsageError: this context has none.
+        """
+        if self.own_key is None:
+            raise UsageError("this context has no certificate of its own", hint="make it with an identity")
+        return self.own_key.ends
 
     def diagnose(self) -> TpmMtlsError | None:
         """Why the own key does not sign right now, found out by a test signature (3 TPM commands); none if it does.

@@ -15,6 +15,7 @@ from tpm_mtls.tls import key_failures, process_hooks
 if TYPE_CHECKING:
     import ssl
     from contextlib import AbstractContextManager
+    from datetime import datetime
 
     from tpm_mtls.openssl.certificates import Chain
     from tpm_mtls.openssl.keys import LoadedKey
@@ -34,7 +35,10 @@ class OwnKey:
         guard: held while the ``SSL_CTX`` changes, and to be held while connections are made from it; never while
             the TPM works.
         generation: counts how often certificate and key were loaded.
+        ends: the end of the certificate's validity; there once it is loaded.
     """
+
+    ends: datetime
 
     def __init__(self, ssl_ctx: int, source: Source) -> None:
         self.guard = threading.RLock()
@@ -250,6 +254,7 @@ class OwnKey:
         if not contexts.use(self._ssl_ctx, chain.leaf, chain.issuers, pkey):
             raise key_failures.mismatch(self._source.identity)
         self.generation += 1
+        self.ends = chain.not_after
         self._seen = stamp
 
     def _gone(self, why: str) -> KeyGoneError:
