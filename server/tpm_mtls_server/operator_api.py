@@ -14,7 +14,7 @@ with the certificate in the browser cannot send that unasked (https://fetch.spec
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -113,19 +113,27 @@ class OperatorApi:
 
     async def _list(self, request: web.BaseRequest, _: OperatorPeer, __: Mapping[str, str]) -> web.Response:
         asked, now = _query(request), self._clock()
-        found = await asyncio.to_thread(
-            self._registry.devices, group=asked.group, state=asked.state, now=now, after=asked.after, limit=asked.limit
-        )
-        is_full = len(found) == asked.limit
-        return answer(
-            {
-                "devices": [device_facts(each, now=now) for each in found],
-                "next": found[-1].name if is_full else None,
-            }
-        )
+
+        def page() -> list[dict[str, Any]]:
+            found = self._registry.devices(
+                group=asked.group, state=asked.state, now=now, after=asked.after, limit=asked.limit
+            )
+            return [device_facts(each, now=now) for each in found]
+
+        devices = await asyncio.to_thread(page)
+        return answer({"devices": devices, "next": devices[-1]["name"] if len(devices) == asked.limit else None})
 
     async def _show(self, _: web.BaseRequest, __: OperatorPeer, path: Mapping[str, str]) -> web.Response:
-        return answer(await self._facts(path["name"]))
+        name, now = path["name"], self._clock()
+
+        def facts() -> dict[str, Any] | None:
+            dossier = read_dossier(self._registry, name)
+            return None if dossier is None else dossier_facts(dossier, now=now)
+
+        found = await asyncio.to_thread(facts)
+        if found is None:
+            raise Refusal(404, "no such device")
+        return answer(found)
 
     async def _approve(self, request: web.BaseRequest, operator: OperatorPeer, path: Mapping[str, str]) -> web.Response:
         body, name = await self._body(request, _Approval), path["name"]
@@ -154,12 +162,6 @@ class OperatorApi:
         summary = await asyncio.to_thread(self._registry.summary, self._clock())
         text = exposition(self._metrics, summary, own_expiry=self._own_expiry())
         return web.Response(body=text.encode(), headers=FIXED_HEADERS | {"Content-Type": CONTENT_TYPE})
-
-    async def _facts(self, name: str) -> dict[str, object]:
-        dossier = await asyncio.to_thread(read_dossier, self._registry, name)
-        if dossier is None:
-            raise Refusal(404, "no such device")
-        return dossier_facts(dossier, now=self._clock())
 
     async def _change(self, name: str, change: Callable[[], _R]) -> _R:
         """What ``change`` returns; a device that there is not is 404, one in another state than it needs 409."""
