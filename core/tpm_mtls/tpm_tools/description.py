@@ -25,7 +25,7 @@ _NO_VALUE: Final = "none"
 
 
 def describe(tpm: Tpm) -> dict[str, Any]:
-    """Which TPM it is and how it is (10 commands, and three for each endorsement key's certificate).
+    """Which TPM it is and how it is (9 commands, and three for each endorsement key's certificate).
 
     Raises:
         TpmRefusedError: it does not say all that it must, as in failure mode.

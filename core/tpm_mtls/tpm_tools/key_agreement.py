@@ -31,7 +31,7 @@ _NONCE: Final = 12  # bytes, of AES-GCM: NIST SP 800-38D, 8.2
 
 
 def try_key_agreement(tpm: Tpm, trial: Trial) -> None:
-    """ECDH in the TPM, with itself and with OpenSSL (8 commands).
+    """ECDH in the TPM, with itself and with OpenSSL (12 commands).
 
     Raises:
         StateError: there is no storage root key.
@@ -51,7 +51,7 @@ def try_key_agreement(tpm: Tpm, trial: Trial) -> None:
 
 
 def try_encrypted_exchange(tpm: Tpm, trial: Trial) -> None:
-    """A message that somebody encrypts to the TPM's key, as a backend would: ECDH, HKDF, AES-256-GCM (4 commands).
+    """A message that somebody encrypts to the TPM's key, as a backend would: ECDH, HKDF, AES-256-GCM (5 commands).
 
     Raises:
         StateError: there is no storage root key.
