@@ -1,9 +1,11 @@
-"""docs/how-to/check-the-tpm.md and renew-and-rotate.md: their commands as they stand, on an enrolled device."""
+"""docs/how-to/check-the-tpm.md, renew-and-rotate.md and without-a-tpm.md: their commands as they stand."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import pytest
@@ -15,7 +17,6 @@ from tpm_mtls.attestation.health import CautionKind, FailureKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from support.tpm import SimulatedTpm
 
@@ -87,6 +88,21 @@ def test_a_certificate_is_renewed_its_key_exchanged_and_the_file_brought_back(de
     (restored,) = page.run_section("A certificate that was lost")
     assert device.certificate() == certificate
     assert restored.stdout
+
+
+@pytest.mark.skipif(Path("/dev/tpmrm0").exists(), reason="this machine has a TPM")
+def test_a_machine_without_a_tpm_gets_a_software_key_where_that_is_asked_for(
+    tpm: SimulatedTpm, ca: FleetCa, tmp_path: Path
+) -> None:
+    ca.pki("token", "create", "--device", "sensor-17", "--out", str(tmp_path / "sensor-17.token"))
+    shutil.copy(ca.root, tmp_path / "root.pem")
+    state = f"--state-dir {tmp_path}/identity"
+    instead = {"https://ca.example:8443": ca.url, "first-boot": f"first-boot {state}", "status": f"status {state}"}
+    page = HowTo("without-a-tpm", tpm, tmp_path, instead)
+    page.run_section("A machine that has none", TPM_MTLS_TCTI="device:/dev/tpmrm0")
+    record = json.loads((tmp_path / "identity" / "identity.json").read_text())
+    assert (record["device"], record["is_tpm"]) == ("sensor-17", False)
+    assert (tmp_path / "identity" / "device.key.pem").stat().st_mode & 0o777 == 0o600
 
 
 def test_each_reason_and_each_warning_is_explained() -> None:
