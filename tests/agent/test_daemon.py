@@ -449,7 +449,9 @@ def test_nothing_is_kept_of_a_request_when_it_is_answered(tmp_path: Path) -> Non
         held = [
             each for each in gc.get_objects() if getattr(each, "__dict__", None) and secret in each.__dict__.values()
         ]
-        requests = [each for each in gc.get_objects() if type(each).__name__ in {"Request", "_Job", "RequestReader"}]
+        kinds = {("tpm_mtls.secrets.protocol", "Request"), ("tpm_mtls_agent.service", "_Job")}
+        kinds.add(("tpm_mtls_agent.protocol", "RequestReader"))
+        requests = [each for each in gc.get_objects() if (type(each).__module__, type(each).__name__) in kinds]
         assert (held, requests) == ([], [])
 
     with_agent(tmp_path, test)

@@ -156,7 +156,7 @@ def test_a_backend_that_is_not_there_is_told_once_and_found_again(device: Device
 
         with fleet_backend(ca, tmp_path / "backend", "--listen", f"127.0.0.1:{port}"):
             agent.until(agent.verdict, "the verdict")
-        assert any("the backend answers again" in line for line in agent.log())
+        assert any("the exchange with the backend works again" in line for line in agent.log())
 
 
 def test_secrets_do_not_wait_for_a_backend_that_says_nothing(device: Device, tmp_path: Path) -> None:
@@ -216,3 +216,4 @@ def test_a_certificate_file_that_is_gone_comes_back(device: Device, backend: Bac
         assert agent.verdict()["trusted"]
         assert device.certificate() == before
         assert any("restored from the TPM's NV memory" in line for line in agent.log())
+        assert not any("maintenance mode" in line for line in agent.log())

@@ -58,6 +58,7 @@ class Checking:
         """
         if identity.is_tpm:
             await self._judge(identity)
+        await self._restore()
         report = with_life_cycle(await self._worker.apart(self._work.check), self._life)
         if change := change_of(self._before, report):
             _log.log(logging.ERROR if report.failures else logging.INFO, "%s", change)
@@ -66,7 +67,6 @@ class Checking:
             await asyncio.to_thread(publish, self._settings.run_dir, report, doing=self._serving)
         except StorageError as error:
             self._told.trouble("run folder", error)
-        await self._restore()
         return True
 
     async def _judge(self, identity: IdentityRecord) -> None:

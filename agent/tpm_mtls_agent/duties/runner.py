@@ -127,7 +127,7 @@ class Duties:
         self._schedule.succeeded(duty, now)
         if duty in {Duty.REPORT, Duty.ATTEST}:
             self._told.note(backend=Outcome(time=self._world.seconds()))
-            self._told.good(_TOPICS[duty], "the backend answers again")
+            self._told.good(_TOPICS[duty], "the exchange with the backend works again")
         else:
             self._told.good(_TOPICS[duty], f"the {_TOPICS[duty]} works again")
 
