@@ -174,9 +174,16 @@ def test_a_head_that_is_too_large_is_refused(backend: BackendThread, device: Ide
 
 
 def test_a_failure_of_the_program_is_logged_and_not_shown(
-    backend: BackendThread, device: Identity, connect: Connect, logged: Logged, caplog: pytest.LogCaptureFixture
+    backend: BackendThread,
+    device: Identity,
+    connect: Connect,
+    logged: Logged,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    backend.call(lambda: setattr(backend.service, "_expiry", None))
+    found = backend.service._endpoints.backend._routes.find("/healthz")
+    assert found is not None
+    monkeypatch.setattr(found.methods["GET"].handler.__self__, "_own_expiry", None)  # type: ignore[attr-defined]  # it is a method
     answer = connect(backend.port, device).get("/healthz")
     assert (answer.status, answer.body) == (500, {"error": "internal error"})
     assert len(logged("internal error")) == 1
