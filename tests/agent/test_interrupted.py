@@ -31,7 +31,7 @@ SMALL, SMALLER = b"sk_live_abc123xyz", b"new"
 PCR_7 = "sha256:7"
 LARGE, LARGER = b"-----BEGIN PRIVATE KEY-----" * 100, b"-----BEGIN CERTIFICATE-----" * 120
 KILLED = -signal.SIGKILL
-UNSEAL = ["Load", "StartAuthSession", "0x15e", "FlushContext"]
+UNSEAL = ["Load", "StartAuthSession", "Unseal", "FlushContext"]
 START = [*UNSEAL, "GetCapability"]
 
 
