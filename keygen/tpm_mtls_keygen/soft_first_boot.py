@@ -78,6 +78,7 @@ def run(settings: Settings, world: World, *, kernel: Path = KERNEL) -> Outcome |
             return None
         if record is not None:  # 2
             _check_tpm_remembers_nobody(settings)
+            remove_leftovers(folder)
             if begun is not None:
                 complete_without_tpm(folder, begun)
             check_soft_identity(folder, record, world)
