@@ -127,6 +127,16 @@ def test_a_client_signs_with_a_rotated_key_at_its_next_handshake(device: Device,
     assert handshake(client, server).client == "again"
 
 
+def test_a_rotated_key_is_used_through_the_relay_too(handle_device: Device, server: IdentityContext) -> None:
+    """The relay remembers keys between connections: by their Names, not by their handles."""
+    client = client_context(handle_device.identity, tcti=handle_device.tpm.tcti, relay="always")
+    assert handshake(client, server).client == "device"
+    handle_device.rotate("rotated")
+    assert handshake(client, server).client == "rotated"
+    handle_device.renew("renewed")
+    assert handshake(client, server).client == "renewed"
+
+
 def test_a_server_shows_a_renewed_certificate_and_a_rotated_key(device: Device, ca: TestCa) -> None:
     backend = server_context(device.identity, tcti=device.tpm.tcti)
     client = client_context(ca.software_identity("client"))
