@@ -16,7 +16,7 @@ from tpm_mtls.files import make_folder, storage_errors
 from tpm_mtls.identity import load_record
 from tpm_mtls_agent.duties.tpm_work import TpmWork, with_life_cycle
 from tpm_mtls_agent.health import HEALTH, load_health, publish, status_line
-from tpm_mtls_agent.listening import lock_holder, locked
+from tpm_mtls_agent.requests.listening import lock_holder, locked
 
 if TYPE_CHECKING:
     from pathlib import Path

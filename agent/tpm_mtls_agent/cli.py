@@ -90,7 +90,7 @@ def run(  # noqa: PLR0913 - one parameter per option
     from tpm_mtls_agent.daemon import prepared  # noqa: PLC0415 - the same
     from tpm_mtls_agent.hardening import harden  # noqa: PLC0415 - the same
     from tpm_mtls_agent.settings import Settings  # noqa: PLC0415 - the same
-    from tpm_mtls_agent.storage import open_store  # noqa: PLC0415 - the same
+    from tpm_mtls_agent.storage.opening import open_store  # noqa: PLC0415 - the same
 
     harden()
     given = {name: others.pop(name) for name in DUTY_NAMES}

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from tpm_mtls.errors import StorageError, TctiInvalidError, TpmMtlsError, TpmVersionError, UsageError
 from tpm_mtls.service_manager import notify, watchdog_interval
-from tpm_mtls_agent.access import OpenAccess, load_allow_list
-from tpm_mtls_agent.activation import activated_socket
-from tpm_mtls_agent.audit import AuditLog
-from tpm_mtls_agent.connections import Connections
 from tpm_mtls_agent.duties.runner import Duties
-from tpm_mtls_agent.listening import bound_socket, locked
-from tpm_mtls_agent.service import SecretService
+from tpm_mtls_agent.requests.access import OpenAccess, load_allow_list
+from tpm_mtls_agent.requests.activation import activated_socket
+from tpm_mtls_agent.requests.audit import AuditLog
+from tpm_mtls_agent.requests.connections import Connections
+from tpm_mtls_agent.requests.listening import bound_socket, locked
+from tpm_mtls_agent.requests.service import SecretService
 from tpm_mtls_agent.worker import StoreWorker
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from tpm_mtls_agent.access import Access
+    from tpm_mtls_agent.requests.access import Access
     from tpm_mtls_agent.settings import Settings
-    from tpm_mtls_agent.store import OpenStore
+    from tpm_mtls_agent.storage.store import OpenStore
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tpm_mtls_agent.wrong_names import FREE, INTERVAL
+from tpm_mtls_agent.requests.wrong_names import FREE, INTERVAL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,8 +19,8 @@ class Limits:
 
     Attributes:
         connections: at once, of all clients together; more wait in the kernel.
-        requests_each: at once, of one account (`tpm_mtls_agent.peers.Peer.account`); more are refused. As many of its
-            connections again may be answered and not closed yet.
+        requests_each: at once, of one account (`tpm_mtls_agent.requests.peers.Peer.account`); more are refused. As many
+            of its connections again may be answered and not closed yet.
         request: from the connection to the end of its request.
         answer: for a client to take the answer, and to close the connection.
         queue: for a request to wait for the TPM. 256 sets at a slow chip's half a second each take as long.
@@ -51,7 +51,7 @@ class Settings:
         socket: where it listens, unless systemd passes a socket.
         audit: the audit log.
         lock: held while it runs; one agent for each state folder.
-        group: whose members may connect; see `tpm_mtls_agent.listening.bound_socket`.
+        group: whose members may connect; see `tpm_mtls_agent.requests.listening.bound_socket`.
         allow_list: who may ask for what; none for whoever knows a name.
         limits: what it grants.
         exclusive: whether the TPM takes one connection at a time (`tpm_mtls_agent.worker.StoreWorker`).

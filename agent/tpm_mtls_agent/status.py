@@ -13,15 +13,15 @@ import msgspec
 from tpm_mtls.errors import IdentityError
 from tpm_mtls_agent.duties.record import DutiesRecord, load_duties
 from tpm_mtls_agent.health import load_health, status_line
-from tpm_mtls_agent.listening import Listener, listener
-from tpm_mtls_agent.secrets_folder import FOLDER
-from tpm_mtls_agent.storage import read_statistics
+from tpm_mtls_agent.requests.listening import Listener, listener
+from tpm_mtls_agent.storage.opening import read_statistics
+from tpm_mtls_agent.storage.secrets_folder import FOLDER
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tpm_mtls.attestation.health import HealthReport
-    from tpm_mtls_agent.table import Statistics
+    from tpm_mtls_agent.storage.table import Statistics
 
 
 @dataclass(frozen=True)

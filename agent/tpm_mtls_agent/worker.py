@@ -14,7 +14,7 @@ from tpm_mtls.errors import TpmMtlsError, TpmUnavailableError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from tpm_mtls_agent.store import OpenStore, SecretStore
+    from tpm_mtls_agent.storage.store import OpenStore, SecretStore
 
 T = TypeVar("T")
 

@@ -7,13 +7,13 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from tpm_mtls.errors import CredentialError, StorageError
-from tpm_mtls_server.gate import closed
+from tpm_mtls_server.endpoints.gate import closed
+from tpm_mtls_server.endpoints.routes import DeviceRoute, OperatorRoute
 from tpm_mtls_server.http import Refusal, connection_of, tls_of
 from tpm_mtls_server.logs import PATH_LIMIT, log
-from tpm_mtls_server.metrics import OTHER
+from tpm_mtls_server.operators.metrics import OTHER
 from tpm_mtls_server.peer import AnyPeer, DevicePeer, OperatorPeer, check_dates, identify
 from tpm_mtls_server.revocation import CrlFile, Verdict
-from tpm_mtls_server.routes import DeviceRoute, OperatorRoute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from tpm_mtls_server.gate import Gate
-    from tpm_mtls_server.metrics import Metrics
+    from tpm_mtls_server.endpoints.gate import Gate
+    from tpm_mtls_server.endpoints.routes import Found, Routes
+    from tpm_mtls_server.operators.metrics import Metrics
     from tpm_mtls_server.registry.contacts import Contacts
-    from tpm_mtls_server.routes import Found, Routes
 
 RETRY_AFTER = {"Retry-After": "60"}
 """Seconds after which a client may ask again when the server cannot answer now."""

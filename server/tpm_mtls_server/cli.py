@@ -10,9 +10,9 @@ import click
 
 from tpm_mtls.cli_options import auth_option, json_option, relay_option, tcti_option
 from tpm_mtls.durations import parse_duration
-from tpm_mtls_server.cli_common import DEFAULT_DATABASE
-from tpm_mtls_server.device_cli import device
-from tpm_mtls_server.group_cli import group
+from tpm_mtls_server.operators.cli_common import DEFAULT_DATABASE
+from tpm_mtls_server.operators.device_cli import device
+from tpm_mtls_server.operators.group_cli import group
 
 if TYPE_CHECKING:
     from tpm_mtls.configuration import RelayUse

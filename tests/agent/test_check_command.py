@@ -21,7 +21,7 @@ from tpm_mtls.errors import IdentityError, StateError
 from tpm_mtls_agent import check_command
 from tpm_mtls_agent.check_command import check_now
 from tpm_mtls_agent.health import Authorizations
-from tpm_mtls_agent.listening import lock_holder, locked
+from tpm_mtls_agent.requests.listening import lock_holder, locked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _HOLDS = """
 import sys, time
 from pathlib import Path
-from tpm_mtls_agent.listening import locked
+from tpm_mtls_agent.requests.listening import locked
 with locked(Path(sys.argv[1]), "held"):
     print("held", flush=True)
     time.sleep(60)

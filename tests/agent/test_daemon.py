@@ -20,9 +20,9 @@ import pytest
 from support.agent import MemoryStore, RunningAgent, running_agent
 from tpm_mtls.errors import StateError, StorageError, TpmUnavailableError, UsageError
 from tpm_mtls.response_codes import tpm_error
-from tpm_mtls_agent.sealed_store import SealedStore
 from tpm_mtls_agent.settings import Limits
-from tpm_mtls_agent.store import SecretStore
+from tpm_mtls_agent.storage.sealed_store import SealedStore
+from tpm_mtls_agent.storage.store import SecretStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -449,8 +449,8 @@ def test_nothing_is_kept_of_a_request_when_it_is_answered(tmp_path: Path) -> Non
         held = [
             each for each in gc.get_objects() if getattr(each, "__dict__", None) and secret in each.__dict__.values()
         ]
-        kinds = {("tpm_mtls.secrets.protocol", "Request"), ("tpm_mtls_agent.service", "_Job")}
-        kinds.add(("tpm_mtls_agent.protocol", "RequestReader"))
+        kinds = {("tpm_mtls.secrets.protocol", "Request"), ("tpm_mtls_agent.requests.service", "_Job")}
+        kinds.add(("tpm_mtls_agent.requests.protocol", "RequestReader"))
         requests = [each for each in gc.get_objects() if (type(each).__module__, type(each).__name__) in kinds]
         assert (held, requests) == ([], [])
 

@@ -11,7 +11,7 @@ from tpm_mtls.attestation.health import Failure, HealthReport
 from tpm_mtls.attestation.messages import DeviceState, Verdict
 from tpm_mtls_agent.duties.record import DutiesRecord, Outcome, save_duties
 from tpm_mtls_agent.health import publish
-from tpm_mtls_agent.listening import Listener
+from tpm_mtls_agent.requests.listening import Listener
 from tpm_mtls_agent.status import Status, describe, read_status
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from support.resource_manager import running_resource_manager
 from tpm_mtls.errors import NoSuchSecretError, TpmUnavailableError
 from tpm_mtls.tcti import is_raw
 from tpm_mtls.tpm import open_tpm
-from tpm_mtls_agent.storage import open_store
+from tpm_mtls_agent.storage.opening import open_store
 from tpm_mtls_agent.worker import StoreWorker
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import pytest
 
 from support.agent_process import agent_process
 from support.secret_programs import Programs
-from tpm_mtls_agent.storage import read_statistics
+from tpm_mtls_agent.storage.opening import read_statistics
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,9 +14,9 @@ import pytest
 from tpm_mtls.identity import DEFAULT_FOLDER
 from tpm_mtls.pcr.logs import KERNEL_LOG
 from tpm_mtls.secrets.protocol import DEFAULT_SOCKET
-from tpm_mtls_agent.access import parse_allow_list
 from tpm_mtls_agent.cli import run
-from tpm_mtls_agent.listening import BACKLOG, DEFAULT_GROUP
+from tpm_mtls_agent.requests.access import parse_allow_list
+from tpm_mtls_agent.requests.listening import BACKLOG, DEFAULT_GROUP
 from tpm_mtls_agent.settings import Limits
 
 PACKAGING = Path(__file__).parents[2] / "packaging"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tpm_mtls_agent.daemon import Daemon
-    from tpm_mtls_agent.store import SecretStore
+    from tpm_mtls_agent.storage.store import SecretStore
 
 FIRST_INDEX = 0x01520000
 
@@ -52,7 +52,7 @@ class MemoryStore:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[SecretStore]:
-        """As `tpm_mtls_agent.store.OpenStore`."""
+        """As `tpm_mtls_agent.storage.store.OpenStore`."""
         self.threads.add(threading.get_ident())
         if self.open_fault is not None:
             raise self.open_fault

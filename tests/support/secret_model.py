@@ -1,8 +1,8 @@
 """A model of what the agent's storage stands on, which a test can end at any step: NV indices, sealed keys, files.
 
-It is no TPM: it answers at the storage's own seam (`tpm_mtls_agent.tpm_secrets.TpmSecrets`), in memory, so that
+It is no TPM: it answers at the storage's own seam (`tpm_mtls_agent.storage.tpm_secrets.TpmSecrets`), in memory, so that
 property tests can cut the power at every step of thousands of histories. The same is done with a real one, by fewer
-histories, in ``tests/agent/test_interrupted.py``.
+histories, in ``tests/agent/storage/test_interrupted.py``.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from tpm_mtls.policy.digest import policy_digest
 from tpm_mtls.structures import parse_public_area
 from tpm_mtls.structures.sealed import SealedObject
 from tpm_mtls.tpm.templates import sealed_template
-from tpm_mtls_agent.names import DeviceKeys
-from tpm_mtls_agent.sealed_store import SealedStore
-from tpm_mtls_agent.slots import SIZES
-from tpm_mtls_agent.table import Table, check_table, encode_table
+from tpm_mtls_agent.storage.names import DeviceKeys
+from tpm_mtls_agent.storage.sealed_store import SealedStore
+from tpm_mtls_agent.storage.slots import SIZES
+from tpm_mtls_agent.storage.table import Table, check_table, encode_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tpm_mtls.policy.document import Assertion
-    from tpm_mtls_agent.slots import Shape
+    from tpm_mtls_agent.storage.slots import Shape
 
 _SEALED_PUBLIC = parse_public_area(sealed_template(with_authorization=False))
 
@@ -105,7 +105,7 @@ def full_disk() -> StorageFullError:
 
 
 class ModelTpm:
-    """`tpm_mtls_agent.tpm_secrets.TpmSecrets` on a `World`."""
+    """`tpm_mtls_agent.storage.tpm_secrets.TpmSecrets` on a `World`."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -191,7 +191,7 @@ class ModelTpm:
 
 
 class ModelFolder:
-    """`tpm_mtls_agent.secrets_folder.SecretsFolder` on a `World`."""
+    """`tpm_mtls_agent.storage.secrets_folder.SecretsFolder` on a `World`."""
 
     def __init__(self, world: World) -> None:
         self._world = world

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tpm_mtls.errors import TpmMemoryError
 from tpm_mtls.policy.new_policy import PolicyWish
 from tpm_mtls.tpm import open_tpm
-from tpm_mtls_agent.storage import open_store
+from tpm_mtls_agent.storage.opening import open_store
 
 if TYPE_CHECKING:
     from support.tpm import SimulatedTpm
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _CHANGES = {"os.rename", "os.remove", "os.mkdir"}
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["tpm_mtls_agent.storage", "support.secret_store"])
+_processes.set_forkserver_preload(["tpm_mtls_agent.storage.opening", "support.secret_store"])
 
 
 def nv_indices(tpm: SimulatedTpm) -> list[int]:

@@ -1,0 +1,1 @@
+"""What operators see and do: on the command line, over HTTP, and in numbers."""
