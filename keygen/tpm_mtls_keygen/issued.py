@@ -23,6 +23,7 @@ from tpm_mtls.device_names import device_name
 from tpm_mtls.errors import CertificateExpiredError, CertificateMismatchError, IdentityError, PemError
 from tpm_mtls.files import read_capped
 from tpm_mtls.identity import CERTIFICATE, TRUST
+from tpm_mtls.renewal import renewal_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -130,8 +131,7 @@ def check_stored(
 
 def due_at(certificate: x509.Certificate) -> datetime:
     """When renewal is due: at two thirds of the certificate's life."""
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return start + (end - start) * 2 / 3
+    return renewal_at(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
 
 
 @contextmanager

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from pathlib import Path
 
 import click
 
 from tpm_mtls.cli_options import answer, json_option
-from tpm_mtls.errors import UsageError
+from tpm_mtls.durations import parse_duration
 from tpm_mtls_pki.cli_common import ca_dir_option, print_table
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_TTL_LIMIT = timedelta(days=365)
 
 
 @click.group()
@@ -40,7 +36,7 @@ def create(ca_dir: Path, *, device: str, ttl: str, out: Path | None, as_json: bo
     from tpm_mtls_pki.authority import open_authority  # noqa: PLC0415 - the same
     from tpm_mtls_pki.clock import utc_now  # noqa: PLC0415 - the same
 
-    lifetime, now = parse_ttl(ttl), utc_now()
+    lifetime, now = timedelta(seconds=parse_duration(ttl)), utc_now()
     with open_authority(ca_dir) as authority, authority.database.writing() as connection:
         number, text = tokens.create(connection, check_device_name(device), ttl=lifetime, now=now)
         if out is not None:
@@ -92,16 +88,3 @@ def revoke(ca_dir: Path, *, number: int, as_json: bool) -> None:
     with open_authority(ca_dir) as authority, authority.database.writing() as connection:
         tokens.revoke(connection, number, now=utc_now())
     answer({"revoked": number}, f"token {number} is revoked", as_json=as_json)
-
-
-def parse_ttl(text: str) -> timedelta:
-    """The time span that ``text`` gives as a number and one of s, m, h, d.
-
-    Raises:
-        UsageError: it does not, or it is nothing or longer than a year.
-    """
-    match = re.fullmatch(r"([0-9]{1,8})([smhd])", text)
-    span = timedelta(seconds=int(match[1]) * _UNITS[match[2]]) if match else timedelta()
-    if not timedelta() < span <= _TTL_LIMIT:
-        raise UsageError(f"not a time span: {text[:20]!r}", hint="for example 90s, 30m, 24h or 7d; at most 365d")
-    return span

@@ -1,12 +1,13 @@
-"""The duty to renew: when (`renewal_at` is pure), and what follows."""
+"""The duty to renew: when, and what follows."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from tpm_mtls.certificates import load_certificates
 from tpm_mtls.identity import CERTIFICATE
+from tpm_mtls.renewal import renewal_at
 from tpm_mtls_agent.duties import commands
 from tpm_mtls_agent.duties.record import Outcome
 
@@ -20,20 +21,6 @@ if TYPE_CHECKING:
     from tpm_mtls_agent.worker import StoreWorker
 
 _log = logging.getLogger(__name__)
-
-_DUE: Final = 2 / 3  # of the certificate's life, as `tpm-mtls keygen renew --if-due`
-_SPREAD: Final = 1 / 30  # of its life: three days of ninety, so that what enrolled together does not renew together
-
-
-def renewal_at(begins: datetime, ends: datetime, random: float) -> datetime:
-    """When a certificate that is valid from ``begins`` to ``ends`` is renewed: at two thirds of that or a little later.
-
-    Args:
-        begins: its notBefore.
-        ends: its notAfter.
-        random: in [0, 1); the same for as long as it is this certificate.
-    """
-    return begins + (ends - begins) * (_DUE + _SPREAD * random)
 
 
 class Renewal:

@@ -41,8 +41,8 @@ def open_store(
     Five commands, if the last process was not killed: Load, StartAuthSession, Unseal and FlushContext for the device
     keys, and GetCapability for the NV indices. A policy is one more for each eight PCRs of its present state. What a
     kill left costs three or two more: `tpm_mtls_agent.storage.reconcile`, and what it left loaded in a TPM without
-    resource manager as many: `tpm_mtls.tpm.leftovers`. The first time there are keys to be made: four, and three more for a
-    storage root key, if it is missing.
+    resource manager as many: `tpm_mtls.tpm.leftovers`. The first time there are keys to be made: four, and three more
+    for a storage root key, if it is missing.
 
     Args:
         state_dir: where ``secrets/`` is, or is made.

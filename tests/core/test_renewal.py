@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpm_mtls_agent.duties.renewal import renewal_at
+from tpm_mtls.renewal import renewal_at
 
 BEGINS = datetime(2026, 1, 1, tzinfo=UTC)
 
