@@ -246,7 +246,7 @@ def test_a_fault_in_one_duty_stops_no_other(
 def test_a_renewal_that_fails_is_told_and_tried_again(
     device: Device, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tpm_mtls_agent.duties.renewal._DUE", -1.0)
+    monkeypatch.setattr("tpm_mtls.renewal._DUE", -1.0)
     settings = settings_of(device, backend=None, renew=True, pace=Pace(interval=0.1), sources=Sources(srk="file:/none"))
     record = work_until(settings, shown(settings, lambda record: record.renewal))
     assert record.renewal is not None
