@@ -67,7 +67,7 @@ def collect(tpm: Tpm, folder: Path, nonce: bytes, event_log: Path | None, ima_lo
         evidence, _ = quote_pcrs(tpm, loaded, nonce, certificate=key.certificate)
     events, no_events = _log(event_log, EVENT_LOG_LIMIT, "event log")
     files, no_files = _log(ima_log, IMA_LOG_LIMIT, "IMA list")
-    evidence = msgspec.structs.replace(evidence, event_log=events, ima_log=files)
+    evidence = msgspec.structs.replace(evidence, endorsement_key=key.ek_public, event_log=events, ima_log=files)
     return Collected(evidence, tuple(filter(None, (no_events, no_files))))
 
 

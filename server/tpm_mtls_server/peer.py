@@ -62,9 +62,11 @@ class DevicePeer(Peer):
 
     Attributes:
         tpm: the TPM that its key lives in, as its certificate says; none for a key that no TPM was proved for.
+        certificate: its certificate, DER.
     """
 
     tpm: TpmIdentity | None = None
+    certificate: bytes = b""
 
     @property
     def device(self) -> str:
@@ -99,7 +101,7 @@ def identify(certificate: bytes) -> AnyPeer:
     if len(certificate) > CERTIFICATE_LIMIT:  # 1
         raise CredentialError(f"the certificate is larger than {CERTIFICATE_LIMIT} bytes", hint=_HINT)
     try:
-        return _identify(x509.load_der_x509_certificate(certificate))
+        return _identify(x509.load_der_x509_certificate(certificate), certificate)
     except UNREADABLE as error:
         raise CredentialError("the certificate is malformed", hint=_HINT) from error
 
@@ -112,7 +114,7 @@ class _Facts(TypedDict):
     not_after: datetime
 
 
-def _identify(certificate: x509.Certificate) -> AnyPeer:
+def _identify(certificate: x509.Certificate, der: bytes) -> AnyPeer:
     extensions = read_extensions(certificate)
     constraints = _find(extensions, x509.BasicConstraints)
     if constraints is not None and constraints.ca:  # 2
@@ -134,7 +136,7 @@ def _identify(certificate: x509.Certificate) -> AnyPeer:
         return OperatorPeer(name=operator_name(certificate), **facts)
     name = device_name(certificate)  # 5
     alternatives = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return DevicePeer(name=name, tpm=tpm_identity(alternatives), **facts)
+    return DevicePeer(name=name, tpm=tpm_identity(alternatives), certificate=der, **facts)
 
 
 def check_dates(peer: Peer, *, now: datetime) -> None:

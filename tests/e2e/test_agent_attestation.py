@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import socket
 import time
@@ -15,6 +16,7 @@ from support.fleet import Device, FleetCa, fleet_ca
 from support.https_server import HttpsServer
 from support.wrong_clock import WrongClock
 from tpm_mtls.errors import AgentRefusedError, SimulatorError
+from tpm_mtls.structures import ek_hash, parse_public_area
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +57,12 @@ def test_trusted_then_refused_by_name_then_approved(device: Device, backend: Bac
         agent.until(agent.verdict, "the first verdict")
         assert (agent.verdict()["trusted"], agent.verdict()["state"]) == (True, "attested")
         assert agent.health()["failures"] == []
-        assert shown(backend, device)["state"] == "attested"
+        seen = shown(backend, device)
+        assert (seen["state"], seen["certificate"]["is_tpm"]) == ("attested", True)
+        assert device.certificate().startswith(seen["certificate_pem"].encode())
+        public = base64.b64decode(seen["endorsement_key"])
+        assert int.from_bytes(public[:2], "big") == len(public) - 2
+        assert ek_hash(parse_public_area(public[2:]).spki or b"") == seen["tpm"]
 
         device.tpm.tool("tpm2_pcrextend", "7:sha256=" + "ab" * 32)
         refused = agent.attested_again()

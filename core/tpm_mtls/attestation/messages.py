@@ -80,6 +80,7 @@ class QuoteEvidence(_Message, frozen=True, kw_only=True):
         signature: by the attestation key, a TPMT_SIGNATURE.
         attestation_key: its TPMT_PUBLIC.
         certificate: its certificate (DER), if it has one.
+        endorsement_key: the TPMT_PUBLIC of the endorsement key that vouched for it, if it is known.
         pcrs: PCR values, hexadecimal, by bank and number. Of those 0 to 15 of sha256 are signed, the others are not.
         event_log: the firmware's event log (``binary_bios_measurements``), if there is one.
         ima_log: the kernel's list of measured files (``binary_runtime_measurements``), if there is one. Read after the
@@ -92,6 +93,7 @@ class QuoteEvidence(_Message, frozen=True, kw_only=True):
     signature: Annotated[bytes, msgspec.Meta(max_length=_SIGNATURE_LIMIT)]
     attestation_key: Annotated[bytes, msgspec.Meta(max_length=_PUBLIC_LIMIT)]
     certificate: Annotated[bytes, msgspec.Meta(max_length=_CERTIFICATE_LIMIT)] | None = None
+    endorsement_key: Annotated[bytes, msgspec.Meta(max_length=_PUBLIC_LIMIT)] | None = None
     pcrs: dict[Bank, dict[Number, Value]]
     event_log: Annotated[bytes, msgspec.Meta(max_length=EVENT_LOG_LIMIT)] | None = None
     ima_log: Annotated[bytes, msgspec.Meta(max_length=IMA_LOG_LIMIT)] | None = None

@@ -20,7 +20,7 @@ from tpm_mtls.certificates import UNREADABLE, Purpose, certificate_spki, check_c
 from tpm_mtls.device_identity import POLICY_RESTRICTED, TpmIdentity, tpm_identity
 from tpm_mtls.errors import CredentialError, EvidenceRefusedError
 from tpm_mtls.evidence_checks import check_attestation_key
-from tpm_mtls.structures import parse_public_area
+from tpm_mtls.structures import ek_hash, parse_public_area
 from tpm_mtls_server.peer import Peer
 from tpm_mtls_server.revocation import Verdict
 
@@ -193,6 +193,24 @@ def check_key(
     _check_owner(found, owner)  # 4
     _check_revocation(found, revocation, now)  # 5
     return key
+
+
+def check_endorsement_key(public: bytes | None, *, owner: Owner, trust: AttestationTrust) -> None:
+    """Check 2, too: the endorsement key that the device sends along is that of the TPM in its TLS certificate.
+
+    A device may leave it out; and where the certificate names no TPM, it is held against nothing and kept by nobody.
+
+    Raises:
+        EvidenceRefusedError: check 2.
+    """
+    if public is None or owner.tpm is None:
+        return
+    try:
+        key = trust.area(public).spki
+    except CredentialError as error:
+        raise _refused(str(error), error.hint) from error
+    if key is None or ek_hash(key) != str(owner.tpm):
+        raise _refused("the endorsement key is another TPM's than the TLS certificate names", _ENROLL)
 
 
 def _unknown(key: PublicArea) -> CredentialError:

@@ -20,7 +20,7 @@ from tpm_mtls.attestation.messages import DeviceState, Verdict
 from tpm_mtls.attestation.quote_checks import verify_quote
 from tpm_mtls.errors import EvidenceRefusedError
 from tpm_mtls_server.attestation import explanation
-from tpm_mtls_server.attestation.attestation_key import Owner, check_key
+from tpm_mtls_server.attestation.attestation_key import Owner, check_endorsement_key, check_key
 from tpm_mtls_server.attestation.boot_state import BootState
 from tpm_mtls_server.attestation.clock import ClockState, check_clock, firmware_changed
 from tpm_mtls_server.attestation.logs import check_logs
@@ -126,7 +126,7 @@ def verify(evidence: QuoteEvidence, facts: Facts, *, now: datetime) -> Judgement
     """Makes the nine checks of ``evidence``; the first that fails is the judgement's.
 
     1. The nonce was given to this device by this backend, lately, and is used for the first time.
-    2. The key that signed is an attestation key of this device's TPM.
+    2. The key that signed is an attestation key of this device's TPM; so is the endorsement key sent along, if one is.
     3. It signed what was sent,
     4. which is a quote that a TPM wrote,
     5. for this nonce,
@@ -159,14 +159,17 @@ def verify(evidence: QuoteEvidence, facts: Facts, *, now: datetime) -> Judgement
 
 
 def _check_key(evidence: QuoteEvidence, facts: Facts, now: datetime) -> PublicArea:
-    return check_key(
+    owner = Owner(facts.device, facts.tpm, facts.enrolled)
+    key = check_key(
         evidence.attestation_key,
         evidence.certificate,
-        owner=Owner(facts.device, facts.tpm, facts.enrolled),
+        owner=owner,
         trust=facts.trust,
         revocation=facts.revocation,
         now=now,
     )
+    check_endorsement_key(evidence.endorsement_key, owner=owner, trust=facts.trust)
+    return key
 
 
 def _judge_boot(

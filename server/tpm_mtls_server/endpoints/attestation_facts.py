@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tpm_mtls_server.attestation import AttestationTrust, Judgement, Policy
     from tpm_mtls_server.peer import DevicePeer
     from tpm_mtls_server.registry.background import Background, TakenNonce
+    from tpm_mtls_server.registry.rows import Pcrs
     from tpm_mtls_server.revocation import RevocationLists
 
 _T = TypeVar("_T")
@@ -95,7 +96,8 @@ def shown_by(evidence: QuoteEvidence) -> Shown:
         key = parse_public_area(evidence.attestation_key).name.hex()
     except CredentialError:
         key = ""
-    return Shown(key, evidence.attest, evidence.signature, {bank: dict(of) for bank, of in evidence.pcrs.items()})
+    pcrs: Pcrs = {bank: dict(of) for bank, of in evidence.pcrs.items()}
+    return Shown(key, evidence.attest, evidence.signature, pcrs, evidence.endorsement_key)
 
 
 def _baseline(background: Background) -> BootState | None:

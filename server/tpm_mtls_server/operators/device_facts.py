@@ -5,8 +5,12 @@ Pure but for `read_dossier`.
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tpm_mtls.attestation.health import decode_health
 from tpm_mtls.errors import EvidenceError
@@ -83,7 +87,11 @@ def device_facts(device: DeviceRow, *, now: datetime) -> dict[str, Any]:
         "group": device.group,
         "first_seen": instant(device.first_seen),
         "last_seen": instant(device.last_seen),
-        "certificate": {"serial": device.serial, "not_after": instant(device.not_after)},
+        "certificate": {
+            "serial": device.serial,
+            "not_after": instant(device.not_after),
+            "is_tpm": device.tpm is not None,
+        },
         "tpm": device.tpm,
         "refused_tpm": None if device.refused_at is None else _refused(device),
         "quarantine": None
@@ -109,6 +117,8 @@ def dossier_facts(dossier: Dossier, *, now: datetime) -> dict[str, Any]:
     """All about a device: `device_facts`, and what it showed and what operators did."""
     baseline, seen = dossier.baseline, dossier.seen
     return device_facts(dossier.device, now=now) | {
+        "certificate_pem": _pem(dossier.device.certificate),
+        "endorsement_key": _tpm2b(dossier.device.endorsement_key),
         "health_report": health_report(dossier.device),
         "policy": {"mode": dossier.group.mode, "pcrs": list(dossier.group.pcrs)},
         "baseline": None
@@ -143,6 +153,15 @@ def health_report(device: DeviceRow) -> HealthReport | None:
 def instant(time: datetime) -> str:
     """``time`` as ISO 8601 in UTC, to the second."""
     return f"{time:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _pem(certificate: bytes) -> str:
+    return x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM).decode()
+
+
+def _tpm2b(public: bytes | None) -> str | None:
+    """A TPM2B_PUBLIC in base64, as tpm2-tools and others take it: the size, then the TPMT_PUBLIC."""
+    return None if public is None else base64.b64encode(len(public).to_bytes(2, "big") + public).decode()
 
 
 def _refused(device: DeviceRow) -> dict[str, Any]:

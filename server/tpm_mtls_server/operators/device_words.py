@@ -95,7 +95,7 @@ def _facts(dossier: Dossier) -> Iterator[tuple[str, str]]:
         counts = group.mode is Mode.LEARN or (group.mode is Mode.APPROVE and baseline.accepted_by)
         idle = "" if counts else "; it does not count in this group"
         yield "baseline", f"{how} {instant(baseline.accepted_at)}, from the quote of {instant(baseline.at)}{idle}"
-    yield "TPM", device.tpm or "none: its key is in software"
+    yield "TPM", device.tpm or "none that was proved to the CA"
     yield "certificate", f"{device.serial}, valid until {instant(device.not_after)}"
     yield "last seen", f"{instant(device.last_seen)}; first {instant(device.first_seen)}"
     for key in dossier.keys:

@@ -103,7 +103,7 @@ class Attestations:
             if (device.revision, group) != (before.device.revision, before.group):
                 return None
             if findings.check != 1:
-                _stand(connection, device, findings, lifetime=lifetime, now=now)
+                _stand(connection, device, shown, findings, lifetime=lifetime, now=now)
             if findings.seen is not None:
                 _keep_seen(connection, name, findings.seen, learn=findings.learn, now=now)
             after = get_device(connection, name)
@@ -149,7 +149,7 @@ def _background(connection: Connection, name: str) -> Background:
 
 
 def _stand(
-    connection: Connection, device: DeviceRow, findings: Findings, *, lifetime: timedelta, now: datetime
+    connection: Connection, device: DeviceRow, shown: Shown, findings: Findings, *, lifetime: timedelta, now: datetime
 ) -> None:
     changes: dict[str, Any] = {
         "judged_at": seconds(now),
@@ -162,8 +162,10 @@ def _stand(
     }
     if findings.trusted:
         changes |= {"trusted_at": seconds(now), "trusted_until": seconds(now + lifetime)}
-    if findings.clock is not None:
+    if findings.clock is not None:  # the quote is genuine
         changes["clock"] = findings.clock
+        if device.tpm is not None and shown.endorsement_key is not None:
+            changes["endorsement_key"] = shown.endorsement_key
     connection.execute(schema.devices.update().where(schema.devices.c.name == device.name).values(changes))
 
 

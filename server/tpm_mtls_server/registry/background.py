@@ -56,12 +56,14 @@ class Shown:
         attest: the TPMS_ATTEST.
         signature: the TPMT_SIGNATURE.
         pcrs: the values sent along.
+        endorsement_key: the TPMT_PUBLIC of the endorsement key, if it was sent along.
     """
 
     attestation_key: str
     attest: bytes
     signature: bytes
     pcrs: Pcrs
+    endorsement_key: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ def _take_in(connection: Connection, peer: DevicePeer, now: datetime) -> DeviceR
         "last_seen": seconds(now),
         "serial": peer.serial_hex,
         "not_after": seconds(peer.not_after),
+        "certificate": peer.certificate,
         "tpm": _tpm(peer),
         "revision": 0,
         "wanted": True,
@@ -99,7 +100,7 @@ def _take_in(connection: Connection, peer: DevicePeer, now: datetime) -> DeviceR
 
 def _note_contact(connection: Connection, device: DeviceRow, peer: DevicePeer, now: datetime) -> DeviceRow:
     changes: dict[str, Any] = {"last_seen": seconds(now), "serial": peer.serial_hex}
-    changes |= {"not_after": seconds(peer.not_after)}
+    changes |= {"not_after": seconds(peer.not_after), "certificate": peer.certificate}
     if device.tpm != _tpm(peer):
         changes |= {"tpm": _tpm(peer), "revision": device.revision + 1, "wanted": True}
         audit.append(connection, "tpm-seen", device.name, now=now, tpm=_tpm(peer), serial=peer.serial_hex)

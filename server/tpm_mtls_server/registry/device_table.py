@@ -31,6 +31,7 @@ FORGOTTEN: Final[dict[str, None]] = dict.fromkeys(
         "trusted_at",
         "trusted_until",
         "clock",
+        "endorsement_key",
     )
 )
 """What a device's row says about its TPM, undone."""

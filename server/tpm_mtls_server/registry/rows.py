@@ -78,7 +78,9 @@ class DeviceRow:
         last_seen: when it last came, to a minute.
         serial: of the certificate that it showed last, hex.
         not_after: when that certificate expires.
-        tpm: SHA-256 of its endorsement key's public key, hex; none for a software key.
+        certificate: that certificate, DER.
+        tpm: SHA-256 of its endorsement key's public key, hex; none where no TPM was proved to the CA.
+        endorsement_key: that key's TPMT_PUBLIC, as its last genuine quote had it; none if it had none.
         refused_tpm: the TPM that a refused certificate named instead, hex; empty if that named none; none if no
             certificate of its name was refused since.
         refused_at: when that was.
@@ -99,7 +101,9 @@ class DeviceRow:
     last_seen: datetime
     serial: str
     not_after: datetime
+    certificate: bytes
     tpm: str | None
+    endorsement_key: bytes | None
     refused_tpm: str | None
     refused_at: datetime | None
     quarantined_at: datetime | None

@@ -65,7 +65,9 @@ devices: Final = Table(
     Column("last_seen", BigInteger, nullable=False),
     Column("serial", String(40), nullable=False),  # of the certificate that it showed last
     Column("not_after", BigInteger, nullable=False),
-    Column("tpm", _HASH),  # SHA-256 of the EK's public key; none for a software key
+    Column("certificate", LargeBinary, nullable=False),  # that one, DER
+    Column("tpm", _HASH),  # SHA-256 of the EK's public key; none where no TPM was proved
+    Column("endorsement_key", LargeBinary),  # its TPMT_PUBLIC, as a genuine quote had it
     Column("refused_tpm", String(64)),  # what a refused certificate named instead; empty for none at all
     Column("refused_at", BigInteger),
     Column("quarantined_at", BigInteger),

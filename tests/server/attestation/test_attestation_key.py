@@ -16,11 +16,12 @@ from support.device_ca import DeviceCa
 from support.evidence import Certifier, der, new_root
 from support.judgements import DEVICE, NOW, OTHER_TPM, TPM, Device
 from support.quotes import software_key
-from tpm_mtls.device_identity import EKU_ATTESTATION_KEY, POLICY_RESTRICTED
+from tpm_mtls.device_identity import EKU_ATTESTATION_KEY, POLICY_RESTRICTED, TpmIdentity
 from tpm_mtls.errors import CredentialError
-from tpm_mtls.structures import parse_public_area
+from tpm_mtls.structures import ek_hash, parse_public_area
 from tpm_mtls_pki import profiles
 from tpm_mtls_server.attestation import AttestationTrust
+from tpm_mtls_server.attestation.attestation_key import Owner, check_endorsement_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,6 +153,16 @@ def test_another_key_than_the_enrolled_one_may_have_a_certificate(good: Case) ->
 
 def test_a_tls_certificate_without_a_tpm_goes_with_no_certified_attestation_key(good: Case) -> None:
     assert "the TLS certificate names no TPM" in refused(good.known(tpm=None))
+
+
+def test_an_endorsement_key_that_is_sent_along_is_that_of_the_tpm(good: Case) -> None:
+    mine, other = (parse_public_area(attestation.public_area(software_key().key, "ecdsa-sha256")) for _ in range(2))
+    assert mine.spki is not None
+    of_this_tpm = good.known(tpm=TpmIdentity(bytes.fromhex(ek_hash(mine.spki))))
+    check_endorsement_key(mine.data, owner=Owner(DEVICE, of_this_tpm.facts.tpm), trust=good.facts.trust)
+    check_endorsement_key(None, owner=Owner(DEVICE, TPM), trust=good.facts.trust)
+    assert "the endorsement key is another TPM's" in refused(good.sent(endorsement_key=other.data))
+    assert "malformed public area" in refused(good.sent(endorsement_key=mine.data[:-1]))
 
 
 def test_a_revoked_certificate_is_refused_and_one_that_nobody_knows_about(machine: Device, good: Case) -> None:

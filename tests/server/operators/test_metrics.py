@@ -184,6 +184,7 @@ def test_the_database_counts_states_as_each_device_is_told(database: Database, r
                 "last_seen": 0,
                 "serial": "00",
                 "not_after": 0,
+                "certificate": b"",
                 "revision": 0,
                 "wanted": False,
                 "reason": "",

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.judgements import TPM
+from support.judgements import OTHER_TPM, TPM
 from tpm_mtls.attestation.messages import DeviceState
+from tpm_mtls.errors import CredentialError
 from tpm_mtls_server.database import Database
 from tpm_mtls_server.peer import DevicePeer
 from tpm_mtls_server.registry import Registry
@@ -33,7 +34,7 @@ BAD = Findings(trusted=False, check=9, pending=False, reason="PCR 0", difference
 
 
 def peer(name: str) -> DevicePeer:
-    return DevicePeer(name, 17, b"", None, NOW, NOW + 90 * DAY, tpm=TPM)
+    return DevicePeer(name, 17, b"", None, NOW, NOW + 90 * DAY, tpm=TPM, certificate=b"DER")
 
 
 @pytest.fixture
@@ -47,6 +48,28 @@ def record(attestations: Attestations, findings: Findings, *, now: datetime = NO
     device = attestations.record(attestations.background("a"), SHOWN, findings, lifetime=DAY, now=now)
     assert device is not None
     return device
+
+
+def test_the_endorsement_key_of_a_genuine_quote_is_kept_until_the_tpm_is_released(
+    attestations: Attestations, registry: Registry
+) -> None:
+    shown = replace(SHOWN, endorsement_key=b"EK")
+
+    def kept(findings: Findings) -> bytes | None:
+        attestations.record(attestations.background("a"), shown, findings, lifetime=DAY, now=NOW)
+        device = registry.device("a")
+        assert device is not None
+        return device.endorsement_key
+
+    assert kept(replace(BAD, check=2, clock=None)) is None
+    assert kept(BAD) == b"EK", "what it booted was refused, and the quote is genuine"
+    other = replace(peer("a"), tpm=OTHER_TPM)
+    with pytest.raises(CredentialError, match="names another TPM"):
+        Contacts(attestations._database).admit(other, now=NOW)
+    registry.release("a", by=BY, now=NOW)
+    found = registry.device("a")
+    assert found is not None
+    assert found.endorsement_key is None
 
 
 # nonces
