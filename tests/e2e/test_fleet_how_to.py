@@ -103,7 +103,7 @@ def _tell(story: Story) -> None:
     story.boots(right)
     story.types(values)
     with story.agent() as agent:
-        assert agent.verdict()["trusted"], "its baseline is another boot, and does not count in this mode"
+        assert agent.verdict()["trusted"], (agent.verdict(), "its baseline is another boot, and does not count here")
         assert "signed policy" in story.types(signed)
         assert agent.attested_again()["trusted"]
 
