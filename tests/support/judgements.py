@@ -73,7 +73,9 @@ class Device:
 
     def revocation(self, *revoked: int) -> RevocationLists:
         """A fresh CRL."""
-        return read_crls(self.ca.crl(*revoked, this_update=NOW, next_update=NOW + timedelta(days=1)), [self.ca.root, self.ca.issuing])
+        return read_crls(
+            self.ca.crl(*revoked, this_update=NOW, next_update=NOW + timedelta(days=1)), [self.ca.root, self.ca.issuing]
+        )
 
     def certificate(self, **changes: Any) -> bytes:  # noqa: ANN401 - arguments of the CA
         """The attestation key's certificate, DER."""
