@@ -1,0 +1,57 @@
+"""The reference pages and the manual pages, made from the program itself.
+
+scripts/reference.py [--check]
+
+Run it after a change of an option, a setting or a public function. A test runs it with --check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from reference_cli import command_line
+from reference_commands import command_pages
+from reference_man import man_pages
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("docs/reference/commands", "packaging/man")
+
+
+def pages() -> dict[str, str]:
+    """All that is made: text by path, relative to the project."""
+    root = command_line()
+    commands = {f"docs/reference/commands/{name}": text for name, text in command_pages(root).items()}
+    manuals = {f"packaging/man/{name}": text for name, text in man_pages(root, version("tpm-mtls")).items()}
+    return commands | manuals
+
+
+def outdated(made: dict[str, str], project: Path) -> list[str]:
+    """The paths of pages that are missing, differ from what is ``made``, or are not made any more."""
+    files = [path for folder in FOLDERS for path in (project / folder).glob("*") if path.is_file()]
+    there = {str(path.relative_to(project)): path.read_text() for path in files}
+    differing = {path for path, text in made.items() if there.get(path) != text}
+    return sorted(differing | (there.keys() - made.keys()))
+
+
+def main() -> int:
+    """Writes the pages, or with --check says which ones would change."""
+    parser = argparse.ArgumentParser(description="The reference pages, made from the program itself.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is not as it should be")
+    arguments = parser.parse_args()
+    made = pages()
+    found = outdated(made, ROOT)
+    for path in found:
+        print(path)
+        if not arguments.check and path in made:
+            (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+            (ROOT / path).write_text(made[path])
+        elif not arguments.check:
+            (ROOT / path).unlink()
+    return 1 if arguments.check and found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
