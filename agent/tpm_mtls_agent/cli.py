@@ -84,7 +84,7 @@ def run(  # noqa: PLR0913 - one parameter per option
     import asyncio  # noqa: PLC0415 - only this command pays for it
     from functools import partial  # noqa: PLC0415 - the same
 
-    from tpm_mtls.authorization import read_authorization  # noqa: PLC0415 - the same
+    from tpm_mtls.authorization import read_authorization, read_hierarchy_authorization  # noqa: PLC0415 - the same
     from tpm_mtls.files import make_folder  # noqa: PLC0415 - the same
     from tpm_mtls.policy.new_policy import read_wish  # noqa: PLC0415 - the same
     from tpm_mtls_agent.daemon import prepared  # noqa: PLC0415 - the same
@@ -100,7 +100,7 @@ def run(  # noqa: PLR0913 - one parameter per option
         state_dir,
         tcti=tcti,
         wish=read_wish(**others),
-        owner_authorization=read_authorization(owner_auth),
+        owner_authorization=read_hierarchy_authorization(owner_auth),
         srk_authorization=read_authorization(srk_auth),
     )
     make_folder(state_dir)

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from tpm_mtls.errors import UsageError
 from tpm_mtls.files import check_private, read_capped
@@ -16,6 +17,8 @@ SECRET_LIMIT = 1024
 
 TPM_LIMIT = 32
 """An authorization value is at most as long as the digest of the object's nameAlg, SHA-256 (part 1, 17.6.4.3)."""
+
+_SEALED = "sealed:"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,21 @@ class Secret:
     """
 
     value: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class SealedFile:
+    """A file that holds an authorization value sealed by the TPM; `tpm_mtls.tpm.open_tpm` lets the TPM unseal it.
+
+    Attributes:
+        path: the file.
+    """
+
+    path: Path
+
+
+HierarchyAuthorization: TypeAlias = Secret | SealedFile
+"""Of a hierarchy: unlike a key's, the TPM itself may keep it sealed, as its own use needs no such value."""
 
 
 def read_secret(source: str, *, what: str, confirm: bool = False) -> Secret:
@@ -74,6 +92,21 @@ def read_authorization(source: str | None, *, confirm: bool = False) -> Secret |
     if len(secret.value) > TPM_LIMIT:
         raise UsageError(f"the authorization value is longer than {TPM_LIMIT} bytes", hint="a TPM takes no longer one")
     return secret
+
+
+def read_hierarchy_authorization(source: str | None) -> HierarchyAuthorization | None:
+    """A hierarchy's authorization value from ``source``: as `read_authorization`, or ``sealed:PATH``.
+
+    Such a file is what ``tpm-mtls provision`` and ``tpm-mtls seal`` write (mode 0600); it is read when the TPM is open.
+
+    Raises:
+        UsageError, StorageError: as `read_authorization`.
+    """
+    if source is not None and source.startswith(_SEALED) and source != _SEALED:
+        path = Path(source.removeprefix(_SEALED))
+        check_private(path)
+        return SealedFile(path)
+    return read_authorization(source)
 
 
 def _prompt(what: str, *, confirm: bool) -> bytes:

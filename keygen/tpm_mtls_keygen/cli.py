@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tpm_mtls.authorization import read_authorization
+from tpm_mtls.authorization import read_authorization, read_hierarchy_authorization
 from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, tcti_option
 from tpm_mtls.errors import UsageError
 from tpm_mtls.files import PUBLIC_FILE, make_folder, remove_file, write_atomic
@@ -203,7 +203,7 @@ def show(
     if ek is (reference is not None):
         raise UsageError("say which key", hint="either --key KEY, or --ek")
     if reference is None:
-        with open_tpm(tcti, endorsement_authorization=read_authorization(endorsement_auth)) as tpm:
+        with open_tpm(tcti, endorsement_authorization=read_hierarchy_authorization(endorsement_auth)) as tpm:
             endorsement = describe_endorsement(tpm)
         answer(endorsement, str(endorsement["ek_hash"]), as_json=as_json)
         return
@@ -254,7 +254,7 @@ def remove(*, handle: str, yes: bool, owner_auth: str | None, state_dir: Path, t
     from tpm_mtls_keygen.keys import check_removable  # noqa: PLC0415 - the same
 
     number = parse_handle(handle.removeprefix("handle:"))
-    with open_tpm(tcti, owner_authorization=read_authorization(owner_auth)) as tpm:
+    with open_tpm(tcti, owner_authorization=read_hierarchy_authorization(owner_auth)) as tpm:
         public = check_removable(tpm, number)
         if not yes:
             _confirm(f"Remove {public} at {number:#010x} for good?")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tpm_mtls.authorization import read_authorization
+from tpm_mtls.authorization import read_authorization, read_hierarchy_authorization
 from tpm_mtls.cli_options import progress
 from tpm_mtls.errors import UsageError
 from tpm_mtls.identity import CERTIFICATE, DEFAULT_FOLDER
@@ -108,7 +108,7 @@ def open_for_keys(
     from tpm_mtls.relay import key_tcti, policy_folders  # noqa: PLC0415 - only where a key is used
     from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
 
-    owner, srk = read_authorization(owner_auth), read_authorization(srk_auth)
+    owner, srk = read_hierarchy_authorization(owner_auth), read_authorization(srk_auth)
     where = tcti if key is None else key_tcti(tcti, policy_folders(key, beside / CERTIFICATE))
     return open_tpm(where, owner_authorization=owner, srk_authorization=srk)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tpm_mtls.authorization import read_authorization
+from tpm_mtls.authorization import read_authorization, read_hierarchy_authorization
 from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, tcti_option
 from tpm_mtls.errors import UsageError
 from tpm_mtls.key_algorithm import KeyAlgorithm
@@ -137,9 +137,9 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
         policy=policy,
         auth=auth,
         tcti=tcti,
-        owner_authorization=read_authorization(owner_auth),
+        owner_authorization=read_hierarchy_authorization(owner_auth),
         srk_authorization=read_authorization(srk_auth),
-        endorsement_authorization=read_authorization(endorsement_auth),
+        endorsement_authorization=read_hierarchy_authorization(endorsement_auth),
     )
     world = World(patience=Patience(seconds=wait), tell=tell)
     outcome = _run_soft(settings, world) if no_tpm == "soft" else None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tpm_mtls.authorization import Secret
+    from tpm_mtls.authorization import HierarchyAuthorization, Secret
     from tpm_mtls.identity import IdentityRecord
     from tpm_mtls.policy.new_policy import PolicyWish
 
@@ -49,9 +49,9 @@ class Settings:
     policy: PolicyWish | None = None
     auth: str | None = None
     tcti: str | None = None
-    owner_authorization: Secret | None = None
+    owner_authorization: HierarchyAuthorization | None = None
     srk_authorization: Secret | None = None
-    endorsement_authorization: Secret | None = None
+    endorsement_authorization: HierarchyAuthorization | None = None
 
 
 @dataclass(frozen=True)

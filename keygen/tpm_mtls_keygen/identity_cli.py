@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tpm_mtls.authorization import read_authorization
+from tpm_mtls.authorization import read_authorization, read_hierarchy_authorization
 from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, tcti_option
 from tpm_mtls.identity import CERTIFICATE
 from tpm_mtls.service_manager import notify_status
@@ -64,9 +64,9 @@ def renew(  # noqa: PLR0913 - one parameter per option
         only_if_due=if_due,
         auth=auth,
         tcti=tcti,
-        owner_authorization=read_authorization(owner_auth),
+        owner_authorization=read_hierarchy_authorization(owner_auth),
         srk_authorization=read_authorization(srk_auth),
-        endorsement_authorization=read_authorization(endorsement_auth),
+        endorsement_authorization=read_hierarchy_authorization(endorsement_auth),
     )
     outcome = renewal.renew(settings, World(patience=Patience(seconds=wait), tell=tell))
     record = outcome.record

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
-    from tpm_mtls.authorization import Secret
+    from tpm_mtls.authorization import HierarchyAuthorization, Secret
     from tpm_mtls.errors import TpmMtlsError
     from tpm_mtls.identity import Identity, IdentityRecord
     from tpm_mtls.tpm import Tpm
@@ -75,9 +75,9 @@ class Settings:
     only_if_due: bool = False
     auth: str | None = None
     tcti: str | None = None
-    owner_authorization: Secret | None = None
+    owner_authorization: HierarchyAuthorization | None = None
     srk_authorization: Secret | None = None
-    endorsement_authorization: Secret | None = None
+    endorsement_authorization: HierarchyAuthorization | None = None
 
 
 def renew(settings: Settings, world: World) -> Outcome:

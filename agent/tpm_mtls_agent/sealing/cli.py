@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tpm_mtls.authorization import read_authorization
+from tpm_mtls.authorization import read_authorization, read_hierarchy_authorization
 from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, tcti_option
 from tpm_mtls.errors import UsageError
 from tpm_mtls.files import refuse_existing
@@ -217,7 +217,7 @@ def _authorizations(auth: str | None, owner: str | None, srk: str | None, *, new
     from tpm_mtls_agent.sealing.command import Authorizations  # noqa: PLC0415 - imports tpm2-pytss
 
     return Authorizations(
-        read_authorization(auth, confirm=new), owner=read_authorization(owner), srk=read_authorization(srk)
+        read_authorization(auth, confirm=new), owner=read_hierarchy_authorization(owner), srk=read_authorization(srk)
     )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from tpm_mtls.authorization import Secret
+    from tpm_mtls.authorization import HierarchyAuthorization, Secret
     from tpm_mtls.policy.document import Assertion
     from tpm_mtls.tpm import Tpm
     from tpm_mtls_agent.sealing.blobs import Parent
@@ -47,7 +47,7 @@ class Authorizations:
     """
 
     secret: Secret | None = None
-    owner: Secret | None = None
+    owner: HierarchyAuthorization | None = None
     srk: Secret | None = None
 
 

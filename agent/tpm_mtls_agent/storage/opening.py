@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tpm_mtls.authorization import Secret
+    from tpm_mtls.authorization import HierarchyAuthorization, Secret
     from tpm_mtls.policy.new_policy import PolicyWish
     from tpm_mtls.tpm import Tpm
     from tpm_mtls_agent.storage.secrets_folder import SecretsFolder
@@ -32,7 +32,7 @@ def open_store(
     *,
     tcti: str | None = None,
     wish: PolicyWish | None = None,
-    owner_authorization: Secret | None = None,
+    owner_authorization: HierarchyAuthorization | None = None,
     srk_authorization: Secret | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Iterator[SealedStore]:

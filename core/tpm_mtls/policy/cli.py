@@ -150,7 +150,7 @@ def install(
 
     Before an update is booted the counter stays as it is: run it again afterwards. A second run changes nothing.
     """
-    from tpm_mtls.authorization import read_authorization  # noqa: PLC0415 - `policy --help` stays quick
+    from tpm_mtls.authorization import read_hierarchy_authorization  # noqa: PLC0415 - `policy --help` stays quick
     from tpm_mtls.policy.document import parse_signed_policy  # noqa: PLC0415 - imports msgspec
     from tpm_mtls.policy.installation import install_policy  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls.policy.key_policy import require_policy  # noqa: PLC0415 - the same
@@ -159,7 +159,7 @@ def install(
     signed = parse_signed_policy(read_capped(file), str(file))
     key, folders = _key(reference, state_dir)
     document = require_policy(_look_up(key, folders, tcti))
-    with open_tpm(tcti, owner_authorization=read_authorization(owner_auth)) as tpm:
+    with open_tpm(tcti, owner_authorization=read_hierarchy_authorization(owner_auth)) as tpm:
         done = install_policy(tpm, folders[0], signed, document, retire_now=retire_now)
     facts = {"policy": str(done.path), "changed": done.changed, "holds": done.holds, "counter_advanced": done.steps}
     text = f"version {signed.version} {'installed' if done.changed else 'is installed already'}: {done.path}"

@@ -26,6 +26,7 @@ from tpm_mtls.tpm.capabilities import Capabilities, read_facts, read_persistent_
 from tpm_mtls.tpm.counter import Counters
 from tpm_mtls.tpm.ecdh import KeyAgreement
 from tpm_mtls.tpm.endorsement import EndorsementKeys
+from tpm_mtls.tpm.hierarchies import Hierarchies
 from tpm_mtls.tpm.inventory import Inventory
 from tpm_mtls.tpm.leftovers import Loaded
 from tpm_mtls.tpm.nv import NvMemory
@@ -78,6 +79,7 @@ class Tpm:
         sealing: data that it alone gives back.
         nv_secrets: secrets in its NV memory.
         key_agreement: secrets that it shares with somebody else.
+        hierarchies: who may make and remove what, and its defence against trying.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Tpm:
         self.sealing = Sealing(self, resources, self.sessions, policies, srk_authorization)
         self.nv_secrets = NvSecrets(self, resources, self.sessions, policies)
         self.key_agreement = KeyAgreement(self, resources, self.sessions)
+        self.hierarchies = Hierarchies(self, resources, self.sessions)
         self._signing = Signing(resources)
         self._context = context
         self._resources = resources

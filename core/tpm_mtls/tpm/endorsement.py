@@ -115,6 +115,22 @@ class EndorsementKeys:
             return key
         return self._create(template)  # somebody else's: it stays
 
+    def persisted(self) -> frozenset[EkTemplate]:
+        """The templates whose handles are in use, by whatever key (one command for each 64 objects)."""
+        handles = self._tpm.persistent_handles()
+        return frozenset(template for template, handle in _HANDLES.items() if handle in handles)
+
+    def persist(self, template: EkTemplate) -> None:
+        """Makes the key from ``template`` and keeps it at the handle that the registry has for it.
+
+        Raises:
+            HandleOccupiedError: something is there already; it stays.
+            AuthorizationError: the endorsement or the owner hierarchy has another authorization value.
+            AlgorithmUnsupportedError, EvidenceError: as `use`.
+        """
+        with self._create(template) as key:
+            self._tpm.persist(key, _HANDLES[template])
+
     def _create(self, template: EkTemplate) -> LoadedKey:
         area = self._template(template)
         with self._resources.command("make the endorsement key", option="--endorsement-auth"):

@@ -15,11 +15,12 @@ from tpm_mtls.tpm.boundary import command
 from tpm_mtls.tpm.connection import Tpm
 from tpm_mtls.tpm.leftovers import flush_leftovers
 from tpm_mtls.tpm.resources import Resources
+from tpm_mtls.tpm.sealed_authorization import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tpm_mtls.authorization import Secret
+    from tpm_mtls.authorization import HierarchyAuthorization, Secret
     from tpm_mtls.tpm.leftovers import Ledger
 
 
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 def open_tpm(
     tcti: str | None = None,
     *,
-    owner_authorization: Secret | None = None,
+    owner_authorization: HierarchyAuthorization | None = None,
     srk_authorization: Secret | None = None,
-    endorsement_authorization: Secret | None = None,
+    endorsement_authorization: HierarchyAuthorization | None = None,
     expected_srk_name: bytes | None = None,
     ledger: Ledger | None = None,
 ) -> Iterator[Tpm]:
@@ -37,9 +38,9 @@ def open_tpm(
 
     Args:
         tcti: where it is; see `tpm_mtls.tcti.resolve_tcti`.
-        owner_authorization: authorization value of the owner hierarchy, if it has one.
+        owner_authorization: authorization value of the owner hierarchy, if it has one; a sealed one is unsealed now.
         srk_authorization: authorization value of the storage root key, if it has one.
-        endorsement_authorization: authorization value of the endorsement hierarchy, if it has one.
+        endorsement_authorization: authorization value of the endorsement hierarchy, if it has one; as above.
         expected_srk_name: Name of the storage root key, to which sessions with secrets are salted; none for whatever
             key is there.
         ledger: what is loaded is written down there, and what a killed process left is flushed, where the TPM has no
@@ -55,12 +56,13 @@ def open_tpm(
     try:
         ledger = ledger if is_raw(where) else None
         resources = Resources(context, where, ledger)
-        resources.authorize(ESYS_TR.OWNER, owner_authorization)
-        resources.authorize(ESYS_TR.ENDORSEMENT, endorsement_authorization)
         if ledger is not None:
             flush_leftovers(resources, ledger)
         try:
-            yield Tpm(context, where, resources, srk_authorization, expected_srk_name)
+            tpm = Tpm(context, where, resources, srk_authorization, expected_srk_name)
+            resources.authorize(ESYS_TR.OWNER, resolve(tpm, owner_authorization))
+            resources.authorize(ESYS_TR.ENDORSEMENT, resolve(tpm, endorsement_authorization))
+            yield tpm
         except BaseException:
             with suppress(TpmMtlsError):  # the first error is the one to tell
                 resources.flush_all()
