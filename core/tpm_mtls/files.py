@@ -165,11 +165,16 @@ def make_folder(folder: Path, *, mode: int = 0o750) -> None:
 def check_private(path: Path) -> None:
     """Refuses a private file that others can read or that somebody else owns.
 
+    A systemd credential is this unit's alone, whatever its mode: systemd may let the unit's user in by an access
+    control list, whose mask shows as the group's rights.
+
     Raises:
         StorageError: group or others have rights on it, or it belongs to another user than root or this one.
     """
     with storage_errors(path, "read"):
         status = path.stat()
+    if str(path.parent) == os.environ.get("CREDENTIALS_DIRECTORY"):
+        return
     if status.st_mode & 0o077:
         raise StorageError(
             f"{path} can be read by other users (mode {stat.S_IMODE(status.st_mode):04o})",

@@ -24,6 +24,7 @@ from tpm_mtls.errors import StateError, TpmMtlsError
 from tpm_mtls.files import PRIVATE_FILE, storage_errors, write_atomic
 from tpm_mtls.identity import Identity
 from tpm_mtls.key_reference import KeyFile
+from tpm_mtls.service_life import serving
 from tpm_mtls.tls import ClientCertificates, server_context
 from tpm_mtls.tls.listener import Listener, bind
 from tpm_mtls.tls.transport import TlsTimeouts
@@ -143,8 +144,10 @@ class Service:
             listener = self._listener(listening, cast("web.Server", runner.server), context)
             listener.start()
             try:
-                ready(self._url(listening))
-                await self._maintain(context, renew_at)
+                url = self._url(listening)
+                async with serving(f"serving {url}"):
+                    ready(url)
+                    await self._maintain(context, renew_at)
             finally:
                 await listener.stop()
                 await runner.cleanup()

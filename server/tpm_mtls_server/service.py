@@ -14,6 +14,7 @@ from cryptography.exceptions import InvalidSignature
 
 from tpm_mtls.certificates import load_certificates
 from tpm_mtls.errors import TpmMtlsError, UsageError
+from tpm_mtls.service_life import reloading, serving
 from tpm_mtls.tls import server_context, utc_now
 from tpm_mtls.tls.listener import Listener, bind
 from tpm_mtls_server.attestation import AttestationTrust
@@ -91,7 +92,8 @@ class Service:
         """
         try:
             async with self._reloading:
-                await asyncio.to_thread(self._context.reload)  # a TPM takes its time to load a key
+                with reloading():
+                    await asyncio.to_thread(self._context.reload)  # a TPM takes its time to load a key
         except TpmMtlsError as error:
             log("reload failed", level=logging.ERROR, error=str(error), hint=error.hint)
         else:
@@ -131,8 +133,9 @@ async def run(settings: Settings, *, announce: Callable[[str], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     service.start()
-    announce(service.url)
-    await stop.wait()
+    async with serving(f"serving {service.url}"):
+        announce(service.url)
+        await stop.wait()
     await service.drain()
 
 

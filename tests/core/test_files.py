@@ -204,3 +204,18 @@ def test_a_private_file_of_another_user_is_refused(tmp_path: Path) -> None:
     os.chown(path, 12345, 0)
     with pytest.raises(StorageError, match=r"belongs to another user \(uid 12345\)"):
         check_private(path)
+
+
+def test_a_systemd_credential_is_private_whatever_its_mode_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mode may show the mask of the access control list by which the unit's user is let in."""
+    credential = tmp_path / "token"
+    credential.write_text("secret")
+    credential.chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    check_private(credential)
+
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "another"))
+    with pytest.raises(StorageError, match="can be read by other users"):
+        check_private(credential)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 import shutil
 import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from support.units import (
+    COMMAND,
+    DROP_INS,
+    FOLDER,
+    PACKAGING,
+    SERVICES,
+    UNITS,
+    analyze,
+    command,
+    install_drop_in,
+    installed,
+    is_tight,
+    looks_offline,
+    needs_systemd,
+    setting,
+)
 from tpm_mtls.identity import DEFAULT_FOLDER
 from tpm_mtls.pcr.logs import KERNEL_LOG
 from tpm_mtls.secrets.protocol import DEFAULT_SOCKET
@@ -19,75 +32,62 @@ from tpm_mtls_agent.requests.access import parse_allow_list
 from tpm_mtls_agent.requests.listening import BACKLOG, DEFAULT_GROUP
 from tpm_mtls_agent.settings import Limits
 
-PACKAGING = Path(__file__).parents[2] / "packaging"
-SERVICE = PACKAGING / "systemd" / "tpm-mtls-agent.service"
-SOCKET = PACKAGING / "systemd" / "tpm-mtls-agent.socket"
-DROP_INS = sorted((PACKAGING / "systemd" / "drop-ins").glob("*.conf"))
-EXPOSURE = 3.0  # of 10, by systemd-analyze security
+if TYPE_CHECKING:
+    from pathlib import Path
 
-needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs the package systemd")
-
-
-def setting(unit: Path, name: str) -> str:
-    """The last value of a unit's setting."""
-    return re.findall(rf"^{name}=(.*)$", unit.read_text(), flags=re.MULTILINE)[-1]
-
-
-def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["systemd-analyze", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60
-    )
-
-
-@pytest.fixture
-def installed(tmp_path: Path) -> list[Path]:
-    """The units, with the command where it is on this machine."""
-    command = Path(sys.executable).with_name("tpm-mtls")
-    copies = []
-    for unit in (SERVICE, SOCKET):
-        copy = tmp_path / unit.name
-        copy.write_text(unit.read_text().replace("/usr/bin/tpm-mtls", str(command)))
-        copies.append(copy)
-    return copies
+SERVICE = FOLDER / "tpm-mtls-agent.service"
+SOCKET = FOLDER / "tpm-mtls-agent.socket"
+AGENT_DROP_INS = [path for path in DROP_INS if path.parent.name == "tpm-mtls-agent.service.d"]
 
 
 @needs_systemd
-def test_systemd_understands_the_units(installed: list[Path]) -> None:
-    done = analyze("verify", "--man=no", *installed)
+def test_systemd_understands_the_units(tmp_path: Path) -> None:
+    units = installed(tmp_path)
+    done = analyze("verify", "--man=no", *units.values())
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
-    installed[0].write_text(installed[0].read_text().replace("WatchdogSec=", "WatchdogSecs="))
-    assert "WatchdogSecs" in analyze("verify", "--man=no", *installed).stderr
+
+@needs_systemd
+@pytest.mark.parametrize("unit", SERVICES, ids=lambda path: path.stem)
+def test_systemd_would_say_what_is_wrong_with_a_unit(unit: Path, tmp_path: Path) -> None:
+    wrong = installed(tmp_path)[unit.name]
+    wrong.write_text(wrong.read_text().replace("TimeoutSt", "TimeoutsSt"))
+    assert "TimeoutsSt" in analyze("verify", "--man=no", wrong).stderr
 
 
 @needs_systemd
-def test_the_agents_sandbox_is_tight(installed: list[Path]) -> None:
-    if "--offline" not in analyze("--help").stdout:
+@pytest.mark.parametrize("unit", SERVICES, ids=lambda path: path.stem)
+def test_each_sandbox_is_tight(unit: Path, tmp_path: Path) -> None:
+    if not looks_offline():
         pytest.skip("this systemd looks at running services only")
-    threshold = round(EXPOSURE * 10)
-    done = analyze("security", "--offline=true", f"--threshold={threshold}", installed[0])
+    place = installed(tmp_path)[unit.name]
+    done = is_tight(place)
     assert done.returncode == 0, done.stdout
 
+    loose = "\n".join(line for line in place.read_text().splitlines() if not line.startswith(("Protect", "System")))
+    place.write_text(loose)
+    assert is_tight(place).returncode != 0
+
 
 @needs_systemd
-@pytest.mark.parametrize("drop_in", DROP_INS, ids=lambda path: path.stem)
-def test_systemd_understands_the_drop_ins_and_the_sandbox_stays_tight(installed: list[Path], drop_in: Path) -> None:
-    folder = installed[0].with_name(f"{SERVICE.name}.d")
-    folder.mkdir()
-    command = str(Path(sys.executable).with_name("tpm-mtls"))
-    (folder / drop_in.name).write_text(drop_in.read_text().replace("/usr/bin/tpm-mtls", command))
-    done = analyze("verify", "--man=no", *installed)
+@pytest.mark.parametrize("drop_in", DROP_INS, ids=lambda path: f"{path.parent.stem}-{path.stem}")
+def test_systemd_understands_the_drop_ins_and_the_sandbox_stays_tight(drop_in: Path, tmp_path: Path) -> None:
+    units = installed(tmp_path)
+    install_drop_in(tmp_path, drop_in)
+    done = analyze("verify", "--man=no", *units.values())
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
-    if "--offline" in analyze("--help").stdout:
-        assert (
-            analyze("security", "--offline=true", f"--threshold={round(EXPOSURE * 10)}", installed[0]).returncode == 0
-        )
+    if looks_offline():
+        assert is_tight(units[drop_in.parent.stem]).returncode == 0
 
 
-@pytest.mark.parametrize("unit", [SERVICE, *DROP_INS], ids=lambda path: path.stem)
+def test_each_drop_in_is_for_a_unit_that_there_is() -> None:
+    assert {path.parent.stem for path in DROP_INS} <= {unit.name for unit in UNITS}
+
+
+@pytest.mark.parametrize("unit", [SERVICE, *AGENT_DROP_INS], ids=lambda path: path.stem)
 def test_the_command_of_a_unit_is_one_that_the_agent_takes(unit: Path) -> None:
-    words = shlex.split(setting(unit, "ExecStart"))
-    assert words[:3] == ["/usr/bin/tpm-mtls", "agent", "run"]
+    words = command(unit)
+    assert words[:3] == [COMMAND, "agent", "run"]
     with run.make_context("run", words[3:]) as context:
         assert context.params["state_dir"] == DEFAULT_FOLDER
 
@@ -134,10 +134,10 @@ def test_the_user_and_the_folder_are_the_units() -> None:
 @pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="needs the package systemd")
 def test_systemd_makes_the_user(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
-    command = ["systemd-sysusers", f"--root={tmp_path}", PACKAGING / "sysusers.d" / "tpm-mtls.conf"]
-    subprocess.run(command, capture_output=True, check=True, timeout=60)
+    making = ["systemd-sysusers", f"--root={tmp_path}", PACKAGING / "sysusers.d" / "tpm-mtls.conf"]
+    subprocess.run(making, capture_output=True, check=True, timeout=60)
     groups = {line.split(":")[0]: line.split(":")[3] for line in (tmp_path / "etc" / "group").read_text().splitlines()}
-    assert groups == {"tss": setting(SERVICE, "User"), setting(SERVICE, "User"): ""}
+    assert groups == {"tss": setting(SERVICE, "User"), "tpm-mtls": "", "tpm-mtls-server": "", "tpm-mtls-pki": ""}
 
 
 def test_the_example_of_an_allow_list_is_one() -> None:
