@@ -12,12 +12,14 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from reference_api import api_page
 from reference_cli import command_line
 from reference_commands import command_pages
+from reference_configuration import configuration_page
 from reference_man import man_pages
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("docs/reference/commands", "packaging/man")
+FOLDERS = ("docs/reference", "docs/reference/commands", "packaging/man")
 
 
 def pages() -> dict[str, str]:
@@ -25,7 +27,8 @@ def pages() -> dict[str, str]:
     root = command_line()
     commands = {f"docs/reference/commands/{name}": text for name, text in command_pages(root).items()}
     manuals = {f"packaging/man/{name}": text for name, text in man_pages(root, version("tpm-mtls")).items()}
-    return commands | manuals
+    others = {"docs/reference/api.md": api_page(), "docs/reference/configuration.md": configuration_page()}
+    return commands | manuals | others
 
 
 def outdated(made: dict[str, str], project: Path) -> list[str]:

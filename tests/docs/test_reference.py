@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shutil
@@ -12,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
+
+from tpm_mtls import errors
+from tpm_mtls.configuration import parse_configuration
+from tpm_mtls.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,3 +93,67 @@ def test_the_manuals_keep_what_is_typed_as_it_is_typed(script: Callable[[str], A
     assert "  \\-\\-long\\-option \\(gax\\(ga \\(ti \\(ha\n.fi\n" in page
     assert "\\fB\\-\\-it\\fR INTEGER\nWhat [not a default] it is. (default: 3)\n" in page
     assert ".in +4n\n.nf\ntpm\\-mtls try \\-\\-it\n.fi\n.in\n" in page
+
+
+def test_every_environment_variable_is_described(script: Callable[[str], Any]) -> None:
+    configuration = script("reference_configuration")
+    assert configuration.variables_read() == configuration.VARIABLES.keys()
+
+
+def test_every_setting_of_the_configuration_file_is_described(script: Callable[[str], Any]) -> None:
+    page = script("reference_configuration").configuration_page()
+    with pytest.raises(UsageError, match="unknown setting") as refused:
+        parse_configuration(b'nothing = "x"', Path("config.toml"))
+    for name in refused.value.hint.removeprefix("known ones: ").split(", "):
+        assert f"\n| `{name}` |" in page
+
+
+def test_the_api_page_names_what_can_be_imported(script: Callable[[str], Any]) -> None:
+    page = script("reference_api").api_page()
+    imports = re.findall(r"^from (tpm_mtls\S*) import (\w+)$", page, re.MULTILINE)
+    assert len(imports) > 20
+    for module, name in imports:
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+def test_every_error_class_is_on_the_api_page(script: Callable[[str], Any]) -> None:
+    page = script("reference_api").api_page()
+    for name, value in vars(errors).items():
+        if isinstance(value, type) and issubclass(value, errors.TpmMtlsError):
+            assert f"**`{name}`**: " in page
+
+
+def test_a_docstring_becomes_markdown(script: Callable[[str], Any]) -> None:
+    api = script("reference_api")
+    tree = ast.parse(
+        '"""What it is.\n\n    code()\n\n    more()\n\nWith ``a`` word.\n"""\n'
+        "class Thing(Parent):\n"
+        '    """A thing.\n\n    Attributes:\n        one: the first,\n            on two lines.\n    """\n\n'
+        "    one: int = 1\n\n"
+        "    @property\n    def two(self) -> str:\n        '''Two.'''\n\n"
+        "    def three(self, a: int, *rest: str, b: bool = True, **more: object) -> None:\n"
+        "        '''Three.\n\n        Returns:\n            Nothing.\n        '''\n\n"
+        "    def _four(self): ...\n"
+    )
+    page = "\n\n".join(api.module_text(api.Module("thing", tree), ["Thing"]))
+    assert "## thing\n\nWhat it is.\n\n```python\ncode()\n\nmore()\n```\n\nWith `a` word.\n\n### Thing\n" in page
+    assert (
+        "class Thing(Parent):\n    one: int = 1\n```\n\nA thing.\n\n*Attributes:*\n\n- `one`: the first, on two lines."
+        in page
+    )
+    assert "#### Thing.two\n\n```python\ntwo: str\n```\n\nTwo." in page
+    assert (
+        "three(a: int, *rest: str, b: bool = True, **more: object) -> None\n```\n\nThree.\n\n*Returns:*\n\nNothing."
+        in page
+    )
+    assert "_four" not in page
+
+
+def test_a_public_name_that_is_gone_is_an_error(script: Callable[[str], Any]) -> None:
+    api = script("reference_api")
+    with pytest.raises(LookupError, match=r"tpm_mtls.identity has no gone"):
+        api.load_module("tpm_mtls.identity").definition("gone")
+    with pytest.raises(LookupError, match=r"there is no module tpm_mtls.gone"):
+        api.load_module("tpm_mtls.gone")
+    with pytest.raises(LookupError, match=r"tpm_mtls.identity has no constant GONE"):
+        script("reference_configuration").constant("tpm_mtls.identity", "GONE")
