@@ -30,17 +30,27 @@ def resolve_tcti(explicit: str | None, *, kernel: Path = Path("/sys/class/tpm"))
         TpmUnavailableError: it is a device file that is not there or may not be opened.
         TpmVersionError: it is a device that says it is a TPM 1.2.
     """
+    tcti = chosen_tcti(explicit)
+    name, _, configuration = tcti.partition(":")
+    if name == "device":
+        _check_device(Path(configuration), tcti, kernel)
+    return tcti
+
+
+def chosen_tcti(explicit: str | None) -> str:
+    """As `resolve_tcti`, without a look at the device that it may name.
+
+    Raises:
+        UsageError, StorageError, TctiInvalidError: as `resolve_tcti`.
+    """
     tcti = explicit or os.environ.get(ENVIRONMENT) or load_configuration().tcti or DEFAULT_TCTI
     tcti = DEFAULT_TCTI if tcti in _LIBTSS2_DEFAULT else tcti
-    name, _, configuration = tcti.partition(":")
-    if name not in KNOWN or re.search(r"[\x00-\x1f]", tcti):
+    if tcti.partition(":")[0] not in KNOWN or re.search(r"[\x00-\x1f]", tcti):
         raise TctiInvalidError(
             f"not a TCTI string: {tcti[:80]!r}",
             hint=f"examples: {DEFAULT_TCTI}, swtpm:port=2321 (known transports: {', '.join(KNOWN)})",
             tcti=tcti,
         )
-    if name == "device":
-        _check_device(Path(configuration), tcti, kernel)
     return tcti
 
 

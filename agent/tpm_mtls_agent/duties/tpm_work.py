@@ -10,9 +10,9 @@ import msgspec
 
 from tpm_mtls.attestation.health import Failure, shortened
 from tpm_mtls.life_cycle import Change, judge
+from tpm_mtls.life_cycle_observed import observe
 from tpm_mtls.tpm import open_tpm
 from tpm_mtls.tpm.leftovers import Ledger
-from tpm_mtls_agent.duties.observe import observe
 from tpm_mtls_agent.health import check_health
 from tpm_mtls_agent.quote import collect
 
@@ -70,7 +70,7 @@ class TpmWork:
         """What became of the TPM since it had ``reset_count``, or since ``record``; and its present count.
 
         Raises:
-            as `tpm_mtls_agent.duties.observe.observe`.
+            as `tpm_mtls.life_cycle_observed.observe`.
         """
         with self._opened() as tpm:
             observed = observe(tpm, self.folder, record)

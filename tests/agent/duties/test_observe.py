@@ -10,9 +10,9 @@ import pytest
 from support.healthy_device import HANDLE, Device
 from tpm_mtls.attestation_key import load_attestation_key
 from tpm_mtls.life_cycle import Change, judge
+from tpm_mtls.life_cycle_observed import observe
 from tpm_mtls.structures import EkTemplate, ek_hash
 from tpm_mtls.tpm import SRK_HANDLE, open_tpm
-from tpm_mtls_agent.duties.observe import observe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

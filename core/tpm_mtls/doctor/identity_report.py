@@ -1,0 +1,116 @@
+"""What is in the identity folder; no TPM and no OpenSSL provider is asked."""
+
+from __future__ import annotations
+
+import os
+import stat
+from datetime import datetime  # noqa: TC003 - msgspec reads the annotations
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tpm_mtls.certificates import Purpose, check_chain, load_certificates
+from tpm_mtls.doctor.findings import Failed, failed
+from tpm_mtls.errors import TpmMtlsError
+from tpm_mtls.identity import CERTIFICATE, KEY, RECORD, TRUST, IdentityRecord, load_record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cryptography import x509
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of the folder: its name, permission bits, owner's number and size in bytes."""
+
+    name: str
+    mode: int
+    uid: int
+    size: int
+
+
+class IdentityReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found.
+
+    Attributes:
+        folder: the folder's path.
+        exists: whether it is there.
+        mode: its permission bits.
+        entries: what is in it; empty where it cannot be listed.
+        unreadable: why the folder cannot be listed.
+        record: ``identity.json``; none without one.
+        record_error: why it cannot be read.
+        subject: the certificate's subject.
+        begins: when its validity begins.
+        ends: when it ends.
+        certificate_error: why the certificate cannot be read.
+        chain_error: why it does not lead to the trust anchor, its dates left aside.
+    """
+
+    folder: str
+    exists: bool = False
+    mode: int = 0
+    entries: tuple[Entry, ...] = ()
+    unreadable: Failed | None = None
+    record: IdentityRecord | None = None
+    record_error: Failed | None = None
+    subject: str = ""
+    begins: datetime | None = None
+    ends: datetime | None = None
+    certificate_error: Failed | None = None
+    chain_error: Failed | None = None
+
+
+def observe_identity(folder: Path) -> IdentityReport:
+    """What is in ``folder``."""
+    if not os.path.lexists(folder):
+        return IdentityReport(folder=str(folder))
+    report = IdentityReport(folder=str(folder), exists=True)
+    try:
+        report = _listed(report, folder)
+        report = msgspec.structs.replace(report, record=load_record(folder))
+    except OSError as error:
+        from tpm_mtls.files import storage_error  # noqa: PLC0415 - only where it fails
+
+        return msgspec.structs.replace(report, unreadable=failed(storage_error(error, folder, "list")))
+    except TpmMtlsError as error:
+        report = msgspec.structs.replace(report, record_error=failed(error))
+    return _certificate(report, folder) if report.record is not None else report
+
+
+def _listed(report: IdentityReport, folder: Path) -> IdentityReport:
+    entries = []
+    for path in sorted(folder.iterdir()):
+        status = path.lstat()
+        entries.append(Entry(name=path.name, mode=stat.S_IMODE(status.st_mode), uid=status.st_uid, size=status.st_size))
+    return msgspec.structs.replace(report, mode=stat.S_IMODE(folder.stat().st_mode), entries=tuple(entries))
+
+
+def _certificate(report: IdentityReport, folder: Path) -> IdentityReport:
+    try:
+        leaf, *issuers = load_certificates(folder / CERTIFICATE)
+    except TpmMtlsError as error:
+        return msgspec.structs.replace(report, certificate_error=failed(error))
+    report = msgspec.structs.replace(
+        report,
+        subject=leaf.subject.rfc4514_string(),
+        begins=leaf.not_valid_before_utc,
+        ends=leaf.not_valid_after_utc,
+    )
+    try:
+        _check_chain(leaf, issuers, folder)
+    except TpmMtlsError as error:
+        return msgspec.structs.replace(report, chain_error=failed(error))
+    return report
+
+
+def _check_chain(leaf: x509.Certificate, issuers: list[x509.Certificate], folder: Path) -> None:
+    """At the instant at which all of it should hold; whether it holds now is judged apart."""
+    anchors = load_certificates(folder / TRUST)
+    check_chain(leaf, issuers, anchors, now=leaf.not_valid_before_utc, purpose=Purpose.CLIENT)
+
+
+def has_remains(report: IdentityReport) -> bool:
+    """Whether there is something of an identity, but not the record that is written last."""
+    names = {entry.name for entry in report.entries}
+    return report.record is None and RECORD not in names and bool(names & {KEY, CERTIFICATE})

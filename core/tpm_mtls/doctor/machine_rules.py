@@ -1,0 +1,162 @@
+"""What the machine's device nodes, drivers, rights and resource managers mean. Pure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tpm_mtls.doctor.findings import ok, problem, warning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tpm_mtls.doctor.findings import Finding
+    from tpm_mtls.doctor.machine import Machine, Node
+
+_DEVICE: Final = "tpm.device"
+_RIGHTS: Final = "tpm.permissions"
+_MANAGER: Final = "tpm.resource-manager"
+_SIMULATOR: Final = "to go on without one: tpm-mtls simulator start --dir D, then --tcti with what it prints"
+_OTHERS_MAY: Final = 0o006
+_GROUP_MAY: Final = 0o060
+
+
+def judge_machine(machine: Machine, tcti: str) -> list[Finding]:
+    """What ``machine`` means for who uses the TPM at ``tcti``, a string of `tpm_mtls.tcti.chosen_tcti`.
+
+    1. The TPM is not reached through a device of this machine: then nothing else matters, but tabrmd must run.
+    2. There is the node that the TCTI names; else why not.
+    3. It is no TPM 1.2.
+    4. This user may open it, and not everybody.
+    5. Nobody else holds it, and it has one resource manager.
+    """
+    name, _, configuration = tcti.removeprefix("pcap:").partition(":")
+    if name == "tabrmd":  # 1
+        return [_tabrmd(machine)]
+    if name != "device":
+        return [ok(_DEVICE, f"the TPM is reached by {name}: this machine's own device is not needed")]
+    wanted = Path(configuration).name
+    node = next((each for each in machine.nodes if each.name == wanted), None)
+    if node is None:
+        return [_missing(machine, configuration, wanted)]  # 2
+    return [*_found(machine, node), *_rights(machine, node), *_conflicts(machine, node)]
+
+
+def _tabrmd(machine: Machine) -> Finding:
+    for manager in machine.managers:
+        if manager.program == "tpm2-abrmd":
+            return ok(_MANAGER, f"tpm2-abrmd runs (process {manager.pid})")
+    return problem(
+        _MANAGER,
+        "the TCTI is tabrmd, and no tpm2-abrmd runs",
+        "systemctl start tpm2-abrmd; or use the kernel's resource manager: --tcti device:/dev/tpmrm0",
+    )
+
+
+def _missing(machine: Machine, path: str, wanted: str) -> Finding:
+    chip = next((each for each in machine.chips if each.name == wanted.replace("tpmrm", "tpm")), None)
+    if chip is not None and chip.version == "1":
+        return _old(path)
+    raw = next((node for node in machine.nodes if node.name == wanted.replace("tpmrm", "tpm")), None)
+    if raw is not None:
+        return problem(
+            _DEVICE,
+            f"there is {raw.path}, but no {path}: this kernel has no resource manager",
+            f"use a kernel of 4.12 or newer; or one program at a time: --tcti device:{raw.path}",
+        )
+    if chip is not None:
+        inside = "pass the device to the container" if machine.contained else "is this a container? pass the device"
+        return problem(
+            _DEVICE,
+            f"the kernel has the TPM {chip.name}, but there is no {path}",
+            f"{inside}: --device {path}; in a systemd unit: PrivateDevices=no and DeviceAllow={path} rw",
+        )
+    if machine.nodes or machine.chips:
+        there = ", ".join(node.path for node in machine.nodes) or ", ".join(each.name for each in machine.chips)
+        return problem(_DEVICE, f"there is no {path}, but {there}", "name that one: --tcti device:PATH")
+    if machine.announced:
+        return problem(
+            _DEVICE,
+            f"there is no {path}: the firmware announces a TPM, and no driver took it",
+            "modprobe tpm_crb; modprobe tpm_tis; then see: dmesg | grep -i tpm",
+        )
+    return problem(
+        _DEVICE,
+        f"there is no {path}, and nothing says that this machine has a TPM",
+        f"switch it on in the firmware's set-up, or add it to the device tree; {_SIMULATOR}",
+    )
+
+
+def _old(path: str) -> Finding:
+    return problem(
+        "tpm.version",
+        f"{path} is a TPM 1.2: it has no ECC keys and none of the commands that are needed",
+        f"switch it to TPM 2.0 in the firmware's set-up if it can, or use another chip; {_SIMULATOR}",
+    )
+
+
+def _found(machine: Machine, node: Node) -> Iterator[Finding]:
+    chip = next((each for each in machine.chips if each.name == node.name.replace("tpmrm", "tpm")), None)
+    if chip is not None and chip.version == "1":  # 3
+        yield _old(node.path)
+        return
+    driver = f", driver {chip.driver}" if chip is not None and chip.driver else ""
+    yield ok(_DEVICE, f"{node}{driver}")
+
+
+def _rights(machine: Machine, node: Node) -> Iterator[Finding]:
+    if not node.may_open:  # 4
+        yield problem(_RIGHTS, f"the user {machine.user} may not open {node}", _admission(machine, node))
+    elif node.mode & _OTHERS_MAY:
+        yield warning(
+            _RIGHTS,
+            f"every user of this machine may use the TPM: {node}",
+            f"chmod 0660 {node.path}, and install the udev rules that keep it so (package tpm-udev)",
+        )
+    else:
+        yield ok(_RIGHTS, f"the user {machine.user} may open {node.path}")
+
+
+def _admission(machine: Machine, node: Node) -> str:
+    if node.mode & _GROUP_MAY == _GROUP_MAY and node.group != "root":
+        if node.group in machine.member_of and node.group not in machine.groups:
+            return f"the user is in the group {node.group}, but this session began before: log out and in again"
+        return f"usermod -aG {node.group} {machine.user}, then log in again; or run it as root"
+    if not node.name.startswith("tpmrm") and any(each.name.startswith("tpmrm") for each in machine.nodes):
+        return f"the raw device is for resource managers: --tcti device:{_managed(node.path)}"
+    return "the udev rules are missing: install the package tpm-udev, then udevadm trigger; or run it as root"
+
+
+def _conflicts(machine: Machine, node: Node) -> Iterator[Finding]:
+    is_managed = node.name.startswith("tpmrm")
+    raw = Path(node.path).with_name(node.name.replace("tpmrm", "tpm"))
+    managed = node.path if is_managed else _managed(node.path)
+    holder = next((each for each in machine.holders if each.path == str(raw)), None)
+    who = f"{holder.program} (process {holder.pid})" if holder is not None else ""
+    if holder is not None and not is_managed:  # 5
+        other = "tabrmd" if holder.program == "tpm2-abrmd" else f"device:{managed}"
+        yield problem(
+            _MANAGER,
+            f"{node.path} is held by {who}, and admits one program at a time",
+            f"--tcti {other}; or end {holder.program}",
+        )
+    elif holder is not None:
+        yield warning(
+            _MANAGER,
+            f"two resource managers: the kernel's, and {who}, which holds {raw}",
+            "use one: systemctl disable --now tpm2-abrmd; the kernel's serves every program",
+        )
+    elif not is_managed:
+        yield warning(
+            _MANAGER,
+            f"{node.path} has no resource manager: it admits one program, and keeps what a killed one left",
+            f"--tcti device:{managed}",
+        )
+    else:
+        yield ok(_MANAGER, "the kernel's, alone")
+
+
+def _managed(path: str) -> str:
+    """The resource manager's node beside the raw one at ``path``."""
+    raw = Path(path)
+    return str(raw.with_name(raw.name.replace("tpm", "tpmrm")))

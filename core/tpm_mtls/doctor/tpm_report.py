@@ -1,0 +1,120 @@
+"""What a TPM says of itself, and of the device's keys in it; asked in a process of its own.
+
+``python -m tpm_mtls.doctor.tpm_report``: reads a `TpmJob` from its standard input, writes a `TpmReport` to its output.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tpm_mtls.attestation.health import Condition  # noqa: TC001 - msgspec reads the annotations
+from tpm_mtls.doctor.findings import Failed, failed
+from tpm_mtls.errors import HandleOccupiedError, TpmMtlsError
+from tpm_mtls.identity import IdentityRecord  # noqa: TC001 - the same
+
+if TYPE_CHECKING:
+    from tpm_mtls.tpm import Tpm
+
+
+class TpmJob(msgspec.Struct, frozen=True, kw_only=True):
+    """Which TPM, and the identity whose keys should be in it, if there is one."""
+
+    tcti: str
+    folder: str
+    record: IdentityRecord | None = None
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """As `tpm_mtls.life_cycle.Observed`, to be passed on."""
+
+    srk_name: str | None
+    ek_sha256: str | None
+    reset_count: int | None
+    has_key: bool
+
+
+class TpmReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What it says.
+
+    Attributes:
+        error: why it says nothing, or not all of it.
+        specification: its family, such as ``2.0``, and revision.
+        condition: how it is.
+        permanent: TPMA_PERMANENT, part 2 rev 1.59, 8.6.
+        startup: TPMA_STARTUP_CLEAR, part 2 rev 1.59, 8.7.
+        banks: PCR banks that have PCRs.
+        srk: storage root key: its kind, or what else is in its place; empty if nothing is.
+        srk_is_key: whether it is a storage key.
+        seen: what tells of a clear or an exchange; none without an identity in a TPM.
+    """
+
+    error: Failed | None = None
+    specification: str = ""
+    condition: Condition | None = None
+    permanent: int = 0
+    startup: int = 0
+    banks: tuple[str, ...] = ()
+    srk: str = ""
+    srk_is_key: bool = False
+    seen: Seen | None = None
+
+
+def ask_tpm(job: TpmJob) -> TpmReport:
+    """What the TPM says (some 15 commands, none of which writes anything)."""
+    from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss, the others of this module do without
+
+    report = TpmReport()
+    try:
+        with open_tpm(job.tcti) as tpm:
+            report = _condition(tpm)
+            report = _keys(tpm, report, job)
+    except TpmMtlsError as error:
+        return msgspec.structs.replace(report, error=failed(error))
+    return report
+
+
+def _condition(tpm: Tpm) -> TpmReport:
+    from tpm_mtls.tpm_tools.properties import FAMILY, REVISION  # noqa: PLC0415 - as above
+
+    condition = tpm.capabilities.condition()
+    fixed, variable = tpm.capabilities.fixed(), tpm.capabilities.variable()
+    family = fixed[FAMILY].to_bytes(4, "big").rstrip(b"\0").decode(errors="replace")
+    return TpmReport(
+        specification=f"{family} revision {fixed[REVISION] / 100:.2f}",
+        condition=condition,
+        permanent=variable[0x200],
+        startup=variable[0x201],
+        banks=tpm.pcrs.banks(),
+    )
+
+
+def _keys(tpm: Tpm, report: TpmReport, job: TpmJob) -> TpmReport:
+    from tpm_mtls.life_cycle_observed import observe  # noqa: PLC0415 - as above
+
+    try:
+        srk = tpm.srk.read()
+    except HandleOccupiedError as error:
+        report = msgspec.structs.replace(report, srk=str(error))
+    else:
+        report = msgspec.structs.replace(report, srk=str(srk or ""), srk_is_key=srk is not None)
+    if job.record is None or not job.record.is_tpm:
+        return report
+    found = observe(tpm, Path(job.folder), job.record)
+    seen = Seen(
+        srk_name=found.srk_name, ek_sha256=found.ek_sha256, reset_count=found.reset_count, has_key=found.has_key
+    )
+    return msgspec.structs.replace(report, seen=seen)
+
+
+def main() -> None:
+    """The program."""
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=TpmJob)
+    sys.stdout.buffer.write(msgspec.json.encode(ask_tpm(job)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""What a TPM's own words mean for who wants to use it. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tpm_mtls.doctor.findings import ok, problem, problem_of, warning
+from tpm_mtls.life_cycle import Observed, judge
+from tpm_mtls.tcti import is_raw
+from tpm_mtls.tpm_firmware import firmware_faults
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tpm_mtls.attestation.health import Condition
+    from tpm_mtls.doctor.findings import Finding
+    from tpm_mtls.doctor.tpm_report import TpmReport
+    from tpm_mtls.identity import IdentityRecord
+
+OWNER_AUTH_SET: Final = 1 << 0
+ENDORSEMENT_AUTH_SET: Final = 1 << 1
+LOCKOUT_AUTH_SET: Final = 1 << 2
+"""TPMA_PERMANENT: TPM 2.0 Library part 2 rev 1.59, 8.6."""
+
+OWNER_ENABLED: Final = 1 << 1
+ENDORSEMENT_ENABLED: Final = 1 << 2
+"""TPMA_STARTUP_CLEAR, shEnable and ehEnable: part 2 rev 1.59, 8.7."""
+
+_RSA_KEYS_LOST: Final = {"CVE-2017-15361"}
+_ECC_KEYS_LOST: Final = {"CVE-2019-16863", "CVE-2019-11090"}
+_FEW: Final = 2
+_FLUSH: Final = (
+    "end the programs that use it, then: tpm2_flushcontext -t; tpm2_flushcontext -l; tpm2_flushcontext -s; "
+    "a resource manager keeps it from happening again"
+)
+
+
+def judge_tpm(report: TpmReport, tcti: str, record: IdentityRecord | None) -> list[Finding]:
+    """What ``report`` means; ``record`` is the device's identity, if it has one.
+
+    1. The TPM answers.
+    2. It is the one that the identity was made in, and was not cleared since.
+    3. Its firmware is of no version that is known to be bad.
+    4. It has the PCR bank sha256.
+    5. It is not locked by wrong authorization values.
+    6. Nothing is left in its memory, and there is room for more keys.
+    7. Its hierarchies are enabled, and nobody else can clear it.
+    8. What is in the storage root key's place is one.
+    """
+    findings = list(_answers(report, tcti))  # 1
+    condition = report.condition
+    if condition is None:
+        return findings
+    findings += _life(report, record)  # 2
+    findings += _firmware(condition, record)  # 3
+    findings += _banks(report.banks)  # 4
+    findings += _lockout(condition)  # 5
+    findings += _memory(condition, raw=is_raw(tcti))  # 6
+    findings += _room(condition)
+    findings += _hierarchies(report)  # 7
+    findings += _storage_root(report)  # 8
+    return findings
+
+
+def _answers(report: TpmReport, tcti: str) -> Iterator[Finding]:
+    if report.error is not None:
+        yield problem_of("tpm.version" if report.error.kind == "TpmVersionError" else "tpm.answers", report.error)
+    condition = report.condition
+    if condition is None:
+        return
+    what = f"{condition.vendor} {condition.firmware}, TPM {report.specification}, at {tcti}"
+    if condition.self_test == "failed":
+        yield problem(
+            "tpm.self-test", f"a test of its own failed: {what}", "power the machine off and on; then replace the TPM"
+        )
+    yield ok("tpm.version", what)
+
+
+def _life(report: TpmReport, record: IdentityRecord | None) -> Iterator[Finding]:
+    if record is None or report.seen is None:
+        return
+    seen = report.seen
+    life = judge(
+        record,
+        Observed(seen.srk_name, ek_sha256=seen.ek_sha256, reset_count=seen.reset_count, has_key=seen.has_key),
+    )
+    if not life.usable:
+        yield problem("tpm.same", life.text, life.hint)
+    elif life.hint:
+        yield warning("tpm.same", life.text, life.hint)
+    else:
+        yield ok("tpm.same", "it is the TPM that the identity was made in")
+
+
+def _firmware(condition: Condition, record: IdentityRecord | None) -> Iterator[Finding]:
+    faults = firmware_faults(condition.vendor, condition.firmware)
+    algorithm = record.algorithm if record is not None and record.is_tpm else ""
+    for fault in faults:
+        lost = (fault.name in _RSA_KEYS_LOST and algorithm.startswith("rsa")) or (
+            fault.name in _ECC_KEYS_LOST and algorithm.startswith("ecc")
+        )
+        text = f"firmware {condition.vendor} {condition.firmware} has {fault.name}: {fault.effect}"
+        remedy = f"see {fault.source}"
+        if lost:
+            yield problem("tpm.firmware", text, f"{remedy}; the device's {algorithm} key is one of these: replace it")
+        else:
+            yield warning("tpm.firmware", text, remedy)
+    if not faults:
+        yield ok("tpm.firmware", "no fault is known that its version tells")
+
+
+def _banks(banks: tuple[str, ...]) -> Iterator[Finding]:
+    if "sha256" in banks:
+        yield ok("tpm.pcr-banks", f"PCR banks: {', '.join(banks)}")
+        return
+    there = f"only {', '.join(banks)}" if banks else "none at all"
+    yield problem(
+        "tpm.pcr-banks",
+        f"the PCR bank sha256 is switched off; there is {there}: no policy on PCRs and no quote will do",
+        "switch it on in the firmware's set-up; or: tpm2_pcrallocate -P PLATFORM-AUTH sha256:all, then restart",
+    )
+
+
+def _lockout(condition: Condition) -> Iterator[Finding]:
+    wrong = f"{condition.lockout_counter} of {condition.lockout_limit} wrong authorization values"
+    interval = condition.lockout_interval
+    if condition.locked_out:
+        after = f"it forgets one in {interval} s" if interval else "it never forgets one"
+        yield problem(
+            "tpm.lockout",
+            f"it is locked: {wrong}",
+            f"find out who tries; {after}; or: tpm2_dictionarylockout --clear-lockout (with the lockout value)",
+        )
+    elif condition.lockout_counter:
+        yield warning(
+            "tpm.lockout", f"{wrong}", f"find out who tries, before it locks; one is forgotten in {interval} s"
+        )
+    else:
+        yield ok("tpm.lockout", "no wrong authorization value counts")
+
+
+def _memory(condition: Condition, *, raw: bool) -> Iterator[Finding]:
+    """What is left of programs; behind a resource manager nobody sees it, and it does no harm."""
+    kinds = (
+        ("objects", condition.transient_loaded, condition.transient_available),
+        ("sessions", condition.sessions_active, min(condition.sessions_available, condition.sessions_active_available)),
+    )
+    for kind, there, free in kinds:
+        check = f"tpm.leaked-{kind}"
+        if not raw:
+            continue
+        if there and not free:
+            text = f"{there} {kind} are loaded and there is room for no more: programs left them"
+            yield problem(check, text, _FLUSH)
+        elif there:
+            text = f"{there} {kind} are loaded, {free} more possible: a program is at work, or left them"
+            yield warning(check, text, _FLUSH)
+        else:
+            yield ok(check, f"no {kind} are left in it")
+
+
+def _room(condition: Condition) -> Iterator[Finding]:
+    free = condition.persistent_available
+    text = (
+        f"room for {free} more persistent keys; {condition.persistent} keys and {condition.nv_indices} NV indices used"
+    )
+    remedy = "see whose they are: tpm-mtls keygen list; remove what nobody needs: tpm2_evictcontrol, tpm2_nvundefine"
+    if not free:
+        yield problem("tpm.room", text, remedy)
+    elif free < _FEW:
+        yield warning("tpm.room", text, remedy)
+    else:
+        yield ok("tpm.room", text)
+
+
+def _hierarchies(report: TpmReport) -> Iterator[Finding]:
+    check = "tpm.hierarchies"
+    for enabled, hierarchy in ((OWNER_ENABLED, "owner"), (ENDORSEMENT_ENABLED, "endorsement")):
+        if not report.startup & enabled:
+            yield problem(
+                check,
+                f"the {hierarchy} hierarchy is disabled: its keys cannot be used",
+                "switch it on in the firmware's set-up, and restart the machine",
+            )
+    given = (
+        (OWNER_AUTH_SET, "owner"),
+        (ENDORSEMENT_AUTH_SET, "endorsement"),
+        (LOCKOUT_AUTH_SET, "lockout"),
+    )
+    values = [name for bit, name in given if report.permanent & bit]
+    text = f"authorization values are set for: {', '.join(values) or 'none'}"
+    if report.permanent & LOCKOUT_AUTH_SET:
+        yield ok(check, text)
+    else:
+        yield warning(
+            check, f"{text}; so whoever may use the TPM may clear it", "tpm-mtls provision --plan hardening.toml"
+        )
+
+
+def _storage_root(report: TpmReport) -> Iterator[Finding]:
+    check = "tpm.storage-root-key"
+    if report.srk_is_key:
+        yield ok(check, f"it is there: {report.srk}")
+    elif report.srk:
+        yield problem(
+            check, report.srk, "find out whose it is; if nobody needs it: tpm2_evictcontrol -C o -c 0x81000001"
+        )
+    elif report.error is None:
+        yield ok(check, "there is none yet: the first key makes it")
