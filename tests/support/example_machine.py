@@ -1,0 +1,110 @@
+"""A machine on which the examples run: enrolled by a real CA, a server certificate of it, and a backend."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from support.duty import fleet_backend
+from support.examples import Examples
+from support.fleet import Device, FleetCa, fleet_ca, tpm_mtls
+from support.tpm import SimulatedTpm
+from tpm_mtls.identity import Identity
+from tpm_mtls.key_reference import PersistentHandle
+from tpm_mtls.structures.tss2_key import parse_tss2_pem
+from tpm_mtls.tpm import SRK_HANDLE, open_tpm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DEVICE_HANDLE = 0x81000100
+SERVER_HANDLE = 0x81000101
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine.
+
+    Attributes:
+        tpm: its TPM, with the keys of the device and of its servers.
+        name: the device's name.
+        files: the examples, with the device's key in a TSS2 PEM file.
+        handles: the examples, with the device's key at a persistent handle.
+        identity: the identity folder of that.
+        server: the identity of its servers.
+        backend: the URL of the backend.
+    """
+
+    tpm: SimulatedTpm
+    name: str
+    files: Examples
+    handles: Examples
+    identity: Path
+    server: Identity
+    backend: str
+
+
+@contextmanager
+def example_machine(folder: Path) -> Iterator[Machine]:
+    """The machine, while the block lasts; no example may leave anything in its TPM."""
+    tpm = SimulatedTpm(folder / "tpm", ek_certificates=True)
+    try:
+        with fleet_ca(folder / "ca") as ca, fleet_backend(ca, folder / "backend") as backend:
+            device = Device(tpm, folder / "device", ca)
+            ca.trust_maker(tpm)
+            done = device.first_boot("--key", "tss2")
+            assert done.returncode == 0, done.stderr
+            server = _server(tpm, ca, folder / "server")
+            _persist(tpm, device.folder / "device.key.pem", DEVICE_HANDLE)
+            at_handle = folder / "device-at-handle"
+            shutil.copytree(device.folder, at_handle)
+            record = device.record() | {"key": f"handle:{DEVICE_HANDLE:#x}"}
+            (at_handle / "identity.json").write_text(json.dumps(record))
+            (at_handle / "device.key.pem").unlink()
+            yield Machine(
+                tpm,
+                record["device"],
+                Examples(folder / "files", tpm.tcti, _instead(device.folder, server, backend.url)),
+                Examples(folder / "handles", tpm.tcti, _instead(at_handle, server, backend.url)),
+                at_handle,
+                Identity(PersistentHandle(SERVER_HANDLE), server / "server.cert.pem", at_handle / "ca.cert.pem"),
+                backend.url,
+            )
+        tpm.assert_nothing_leaked()
+    finally:
+        tpm.stop()
+
+
+def _instead(device: Path, server: Path, backend: str) -> dict[str, str]:
+    return {
+        "https://backend.example": backend,
+        "backend.example:443": backend.removeprefix("https://"),
+        "checkHost   = backend.example": "checkHost   = localhost",
+        "openssl-env": f"openssl-env --state-dir {device}",
+        "load_identity()": f'load_identity(__import__("pathlib").Path("{device}"))',
+        "/var/lib/tpm-mtls": str(device),
+        "/etc/tpm-mtls": str(server),
+    }
+
+
+def _server(tpm: SimulatedTpm, ca: FleetCa, folder: Path) -> Path:
+    """The folder with key and certificate of the machine's servers, in a file and at `SERVER_HANDLE`."""
+    folder.mkdir()
+    key, csr = folder / "server.key.pem", folder / "server.csr.pem"
+    for words in (("create", "--out", key), ("csr", "--key", key, "--out", csr)):
+        done = tpm_mtls("keygen", *map(str, words), "--tcti", tpm.tcti)
+        assert done.returncode == 0, done.stderr
+    names = ("--name", "localhost", "--ip", "127.0.0.1", "--passphrase", f"file:{ca.folder.parent / 'passphrase'}")
+    ca.pki("issue", "--profile", "server", "--csr", str(csr), "--out", str(folder / "server.cert.pem"), *names)
+    _persist(tpm, key, SERVER_HANDLE)
+    return folder
+
+
+def _persist(tpm: SimulatedTpm, path: Path, handle: int) -> None:
+    key = parse_tss2_pem(path.read_bytes())
+    with open_tpm(tpm.tcti) as opened:
+        opened.persist(opened.load(SRK_HANDLE, key.public, key.private, None), handle)
