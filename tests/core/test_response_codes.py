@@ -54,8 +54,10 @@ from tpm_mtls_relay import errors as relay
         (0x1CB, errors.HandleNotFoundError, "nothing at that handle"),
         (0x2E6, errors.AlgorithmUnsupportedError, "does not have that curve"),
         (0x101, errors.TpmRefusedError, "failure mode"),
-        (0x14C, errors.TpmRefusedError, r"cannot do it: TPM response code, 0x14c"),
-        (0x7000D, errors.TpmRefusedError, r"cannot do it: ESAPI response code, 0x7000d"),
+        (0x14C, errors.TpmRefusedError, r"something is at that NV index .*already \(TPM_RC_NV_DEFINED, 0x14c\)"),
+        (0x7000D, errors.TpmRefusedError, r"does not take these sessions.*\(TSS2_ESYS_RC_INVALID_SESSIONS, 0x7000d\)"),
+        (0x60031, errors.TpmUnavailableError, r"no TPM answers at swtpm:port=1 \(response code 0x60031\)"),
+        (0x1BF, errors.TpmRefusedError, r"cannot do it: unknown TPM response code, handle 1, 0x1bf"),
     ],
 )
 def test_a_code_becomes_its_error(rc: int, error: type[errors.TpmMtlsError], text: str) -> None:
@@ -94,7 +96,7 @@ def test_every_code_of_the_relay_is_in_words() -> None:
         assert name in str(error) or f"{code:#x}" in str(error)
         assert "resource manager" not in str(error)
     assert tpm_error(relay.LAYER | 0x13F, doing="do it", tcti="swtpm:port=1").args == (
-        "cannot do it: resource manager response code, 0xbf97f",
+        "cannot do it: unknown resource manager response code, 0xbf97f",
     )
 
 

@@ -32,10 +32,11 @@ def test_every_code_of_libtss2_has_its_name() -> None:
         (0x99D, "TPM_RC_POLICY_FAIL, session 1, 0x99d"),
         (0x922, "TPM_RC_RETRY, 0x922"),
         (0x126, "TPM_RC_POLICY, 0x126"),
-        (0x1BF, "unknown response code, 0x1bf"),
-        (0x17F, "unknown response code, 0x17f"),
-        (0x501, "unknown response code, 0x501"),  # a vendor's
-        (0x01E, "unknown response code, 0x01e"),  # a TPM 1.2's
+        (0x1BF, "unknown TPM response code, handle 1, 0x1bf"),
+        (0x17F, "unknown TPM response code, 0x17f"),
+        (0x501, "vendor's response code, 0x501"),
+        (0x01E, "TPM_RC_BAD_TAG, 0x01e"),
+        (0x01A, "TPM 1.2 response code, 0x01a"),
     ],
 )
 def test_what_a_code_is_about_is_told(code: int, words: str) -> None:

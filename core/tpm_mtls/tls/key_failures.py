@@ -16,8 +16,7 @@ from tpm_mtls.errors import (
     TpmMtlsError,
     TpmUnavailableError,
 )
-from tpm_mtls.relay_codes import KEY
-from tpm_mtls.response_codes import describe, tpm_error
+from tpm_mtls.response_codes import KEY, describe, tpm_error
 
 if TYPE_CHECKING:
     import ssl
