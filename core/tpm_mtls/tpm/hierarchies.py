@@ -132,11 +132,31 @@ class Hierarchies:
         """
         self.authorize(hierarchy, value)
         try:
-            self._prove(hierarchy)
+            self.prove(hierarchy)
         except AuthorizationError:
             self.authorize(hierarchy, EMPTY)
             return False
         return True
+
+    def prove(self, hierarchy: Hierarchy) -> None:
+        """Shows the TPM the authorization value in use, by a PolicySecret, which changes nothing (part 3, 23.4).
+
+        Raises:
+            AuthorizationError: it is another one.
+            TpmLockoutError: it is the lockout hierarchy, for which a wrong one was tried before.
+        """
+        nothing = TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL)
+        with self._resources.loading("start a policy session", Loaded("policy")):
+            trial = self._context.start_auth_session(
+                ESYS_TR.NONE, ESYS_TR.NONE, TPM2_SE.TRIAL, nothing, TPM2_ALG.SHA256
+            )
+            self._resources.register(trial)
+        with (
+            self._resources.flushing(trial),
+            self._sessions().hmac(0) as session,
+            self._command(hierarchy, f"use the {hierarchy.value} hierarchy"),
+        ):
+            self._context.policy_secret(_RESOURCES[hierarchy], trial, b"", b"", b"", 0, session1=session)
 
     def change_authorization(self, hierarchy: Hierarchy, value: Secret) -> None:
         """Gives ``hierarchy`` the authorization value ``value``; the present one is in use (two commands).
@@ -195,21 +215,6 @@ class Hierarchies:
             self.authorize(hierarchy, EMPTY)
         self._tpm.srk.read_again()
         self._salted.expected = None
-
-    def _prove(self, hierarchy: Hierarchy) -> None:
-        """Shows the TPM the authorization value in use by a PolicySecret, which changes nothing (part 3, 23.4)."""
-        nothing = TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL)
-        with self._resources.loading("start a policy session", Loaded("policy")):
-            trial = self._context.start_auth_session(
-                ESYS_TR.NONE, ESYS_TR.NONE, TPM2_SE.TRIAL, nothing, TPM2_ALG.SHA256
-            )
-            self._resources.register(trial)
-        with (
-            self._resources.flushing(trial),
-            self._sessions().hmac(0) as session,
-            self._command(hierarchy, f"use the {hierarchy.value} hierarchy"),
-        ):
-            self._context.policy_secret(_RESOURCES[hierarchy], trial, b"", b"", b"", 0, session1=session)
 
     def _command(self, hierarchy: Hierarchy, doing: str) -> Any:  # noqa: ANN401 - a context manager of `Resources`
         return self._resources.command(doing, option=f"--{hierarchy.value}-auth")
