@@ -17,6 +17,7 @@ from reference_cli import command_line
 from reference_commands import command_pages
 from reference_configuration import configuration_page
 from reference_man import man_pages
+from reference_response_codes import response_codes_page
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs/reference", "docs/reference/commands", "packaging/man")
@@ -27,7 +28,11 @@ def pages() -> dict[str, str]:
     root = command_line()
     commands = {f"docs/reference/commands/{name}": text for name, text in command_pages(root).items()}
     manuals = {f"packaging/man/{name}": text for name, text in man_pages(root, version("tpm-mtls")).items()}
-    others = {"docs/reference/api.md": api_page(), "docs/reference/configuration.md": configuration_page()}
+    others = {
+        "docs/reference/api.md": api_page(),
+        "docs/reference/configuration.md": configuration_page(),
+        "docs/reference/response-codes.md": response_codes_page(),
+    }
     return commands | manuals | others
 
 

@@ -19,8 +19,8 @@ _OUR_BUG = "see what was sent with tpm-mtls trace, and report it to who wrote th
 _WHAT_IT_HAS = "see what this TPM has: tpm-mtls tpm info; ecc-p256 with SHA-256 is in every one"
 _DAMAGED = "copy the file again from where it was made, or make a new key"
 _NOT_WHAT_IT_SEEMS = (
-    "0x9a2 is no policy failure and says nothing about PCRs, although that is often written: it is a wrong password. "
-    "The policy failure is 0x99d (TPM_RC_POLICY_FAIL)."
+    "0x9a2 is often called a policy failure. It is none and says nothing about PCRs: the policy failure is 0x99d "
+    "(TPM_RC_POLICY_FAIL)."
 )
 
 FORMAT_ONE = {
@@ -49,15 +49,14 @@ FORMAT_ONE = {
     ),
     0x04: Meaning(
         "TPM_RC_VALUE",
-        "this TPM does not support that value",
+        "a value is not one that this TPM supports, or is wrong here",
         (
-            "PolicyPCR (0x1c4): the PCRs are not those of the policy",
             "a template with a value that this TPM does not have",
             "a handle of a kind that the command does not take, or a number out of its range",
+            "PolicyPCR (0x1c4): the PCRs do not have the values that it was given",
         ),
-        "use ecc-p256",
+        "for a new key use ecc-p256; where it is about PCRs see tpm-mtls pcr diff",
         AlgorithmUnsupportedError,
-        "With a policy it says that the machine booted something else: tpm-mtls policy check, tpm-mtls pcr diff.",
     ),
     0x05: Meaning(
         "TPM_RC_HIERARCHY",

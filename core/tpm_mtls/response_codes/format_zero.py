@@ -17,7 +17,7 @@ from tpm_mtls.response_codes.meaning import CHECK_POLICY, KEY, Meaning
 _OUR_BUG = "see what was sent with tpm-mtls trace, and report it to who wrote the program"
 _NEVER = "report it to the TPM's maker: no command answers it in the specification"
 
-SUCCESS = Meaning("TPM_RC_SUCCESS", "no error: the command was carried out", ("all is well",), "nothing")
+SUCCESS = Meaning("TPM_RC_SUCCESS", "no error: the command was carried out", (), "nothing has to be done")
 
 BAD_TAG = Meaning(
     "TPM_RC_BAD_TAG",

@@ -11,7 +11,7 @@ from tpm_mtls.response_codes.format_zero import BAD_TAG, FORMAT_ZERO, SUCCESS
 from tpm_mtls.response_codes.meaning import Meaning
 from tpm_mtls.response_codes.relay import RELAY
 from tpm_mtls.response_codes.resource_manager import RESOURCE_MANAGER
-from tpm_mtls.response_codes.stack import BASE, SPECIAL, SPECIAL_NAMES
+from tpm_mtls.response_codes.stack import BASE, DEFINED, SPECIAL, SPECIAL_NAMES
 from tpm_mtls.response_codes.warnings_of_the_tpm import WARNINGS
 
 if TYPE_CHECKING:
@@ -93,6 +93,11 @@ class Explained:
         """The code's name, or what is known of an unknown one."""
         return self.meaning.name if self.meaning else f"unknown {self.layer.short} response code"
 
+    @property
+    def is_named(self) -> bool:
+        """Whether a specification, libtss2, tpm2-abrmd or the relay defines it."""
+        return self.meaning is not None and self.meaning not in (_VENDORS, _OF_TPM_1_2)
+
 
 def explain(rc: int) -> Explained:
     """What the table knows of the response code ``rc``, of 32 bits."""
@@ -137,7 +142,7 @@ def all_names() -> tuple[str, ...]:
 def _names() -> Mapping[str, int]:
     tpm = {0: SUCCESS, 0x01E: BAD_TAG} | FORMAT_ZERO | WARNINGS
     codes = [*tpm, *(FORMAT_ONE_BIT | number for number in FORMAT_ONE), *RESOURCE_MANAGER, *RELAY]
-    codes += [number << _LAYER_SHIFT | base for number in sorted(LAYERS.keys() - _TPM_LAYERS) for base in BASE]
+    codes += [number << _LAYER_SHIFT | base for number, bases in DEFINED.items() for base in bases]
     return {explain(code).name: code for code in codes}
 
 

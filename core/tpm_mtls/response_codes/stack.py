@@ -132,6 +132,16 @@ BASE = {
     54: Meaning("CALLBACK_NULL", "a callback is missing", _CALLER, _REPORT),
 }
 
+DEFINED = {
+    6: {1, 2, 3, 5, 7, 9, 10, 11, 14, 15, 23, *range(28, 55)},
+    7: {1, 2, 4, 5, 6, 7, 9, 10, 11, *range(13, 28), 54},
+    8: {1, 4, 5, 6, 7, 11, *range(13, 21), 22},
+    9: {1, 5, 6, 11, 16},
+    10: {*range(1, 13), 17, 21, 23},
+    13: {1, 5, 10, 11, 16, 23, 40, 42, 52, 54},
+}
+"""Which numbers tss2_common.h of libtss2 4.2 gives names in which layer (FAPI, ESAPI, SAPI, MU, TCTI, policy)."""
+
 SPECIAL_NAMES = {
     0x60036: "TSS2_FAPI_RC_NULL_CALLBACK",
     0xD0010: "TSS2_POLICY_RC_BUFFER_TOO_SMALL",

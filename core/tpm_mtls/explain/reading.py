@@ -1,0 +1,103 @@
+"""Which response codes somebody means: by number, by name, or by a line of a log."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from tpm_mtls.errors import UsageError
+from tpm_mtls.response_codes import all_names, explain, named
+
+_LIMIT = 8192  # characters: the longest lines of journals and tpm2-tools are below 2,000
+_LARGEST = (1 << 32) - 1  # TSS2_RC is a UINT32
+
+_HINT = "give it as 0x9a2, as a decimal number, by its name, or as a line of a log: tpm-mtls explain --help"
+
+_HEXADECIMAL = re.compile(r"0x(?P<digits>[0-9a-f]+)", re.IGNORECASE)
+_BARE_HEXADECIMAL = re.compile(r"(?=.*\d)[0-9a-f]{3,8}", re.IGNORECASE)
+
+_LAYER = r"(?:tpm|fapi|esapi|sys|mu|tcti|rmt|rm|policy)"  # as libtss2's Tss2_RC_Decode and so OpenSSL's provider say
+_IN_A_LINE = re.compile(
+    r"\b0x(?P<hexadecimal>[0-9a-f]{1,8})\b"
+    r"|\b(?P<name>TPM2?_RC_\w+|TSS2_[A-Z]+_RC_\w+)"
+    r"|TPM error \((?P<kernel>\d{1,10})\)"
+    rf"|(?:^|[\s:])(?P<openssl>\d{{1,10}}) (?={_LAYER}:)"
+    r"|\b(?:rc|code|ErrorCode|status)\W{1,3}(?P<decimal>\d{3,10})\b",
+    re.IGNORECASE,
+)
+
+
+def read_codes(text: str) -> tuple[int, ...]:
+    """The response codes that ``text`` speaks of, each once, in its order.
+
+    Args:
+        text: one code (``0x9a2``, ``2466``, ``9a2``), a name with or without its prefix (several layers may have one of
+            that name), or a line with codes in it, as the kernel, libtss2, tpm2-tools, OpenSSL and this program log
+            them. Numbers in a line that are no code, such as handles, are passed over.
+
+    Raises:
+        UsageError: there is none in it, no code has that name, or it is too long.
+    """
+    text = text.strip()
+    if len(text) > _LIMIT:
+        raise UsageError(f"that is longer than {_LIMIT} characters", hint="give one line of the log")
+    if re.fullmatch(r"\w+", text):
+        return _one(text)
+    codes = tuple(dict.fromkeys(code for found in _IN_A_LINE.finditer(text) for code in _codes(found)))
+    if not codes:
+        raise UsageError("there is no response code in that", hint=_HINT)
+    return tuple(code for code in codes if not _told_by_another(code, codes))
+
+
+def other_reading(text: str) -> int | None:
+    """The code that ``text`` would be as a hexadecimal number, where it is read as a decimal one."""
+    text = text.strip()
+    if not re.fullmatch(r"[0-9]{1,8}", text):
+        return None
+    other = int(text, 16)
+    return other if other != int(text) and _is_known(other) else None
+
+
+def _one(word: str) -> tuple[int, ...]:
+    if found := _HEXADECIMAL.fullmatch(word):
+        return (_checked(int(found["digits"], 16)),)
+    if re.fullmatch(r"[0-9]+", word):
+        return (_checked(int(word[:20])),)
+    if codes := named(word):
+        return codes
+    if _BARE_HEXADECIMAL.fullmatch(word):
+        return (int(word, 16),)
+    raise UsageError(f"no response code is called {word[:80]}", hint=_similar(word))
+
+
+def _checked(number: int) -> int:
+    if number > _LARGEST:
+        raise UsageError("a response code has 32 bits", hint=_HINT)
+    return number
+
+
+def _similar(word: str) -> str:
+    whole = {name.upper(): name for name in all_names()}
+    short = {name.rpartition("_RC_")[2]: name for name in whole}
+    near = difflib.get_close_matches(word.upper(), [*whole, *short], n=3, cutoff=0.7)
+    names = dict.fromkeys(whole.get(name) or short[name] for name in near)
+    return f"did you mean {' or '.join(names)}?" if names else _HINT
+
+
+def _codes(found: re.Match[str]) -> tuple[int, ...]:
+    """What one place in a line means; nothing where it is no code that anybody knows."""
+    if name := found["name"]:
+        return named(name)
+    digits = found["hexadecimal"]
+    code = int(digits, 16) if digits else int(found["kernel"] or found["openssl"] or found["decimal"])
+    return (code,) if code <= _LARGEST and _is_known(code) else ()
+
+
+def _is_known(code: int) -> bool:
+    return code > 0 and explain(code).is_named
+
+
+def _told_by_another(code: int, codes: tuple[int, ...]) -> bool:
+    """Whether ``code``, which a name stands for, is there a second time with what it is about."""
+    found = explain(code)
+    return not found.about and any(explain(other).about and explain(other).name == found.name for other in codes)
