@@ -79,13 +79,13 @@ def diagnose(settings: Settings, *, now: Callable[[], datetime]) -> Diagnosis:
 
     Nothing is changed, and no error of the project escapes: each becomes a finding.
     """
-    identity = observe_identity(settings.folder)
+    present = now()
+    identity = observe_identity(settings.folder, present)
     machine = observe_machine(settings.places)
     tcti, findings = _where(settings.tcti)
     if tcti:
         findings += judge_machine(machine, tcti)
     reachable = bool(tcti) and not problems(findings)
-    present = now()
     findings.append(judge_clock(present, identity))
     tpm = _ask_tpm(settings, tcti, identity) if reachable else None
     if tpm is not None:

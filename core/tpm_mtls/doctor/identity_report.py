@@ -44,7 +44,7 @@ class IdentityReport(msgspec.Struct, frozen=True, kw_only=True):
         begins: when its validity begins.
         ends: when it ends.
         certificate_error: why the certificate cannot be read.
-        chain_error: why it does not lead to the trust anchor, its dates left aside.
+        chain_error: why it does not lead to the trust anchor, its own dates left aside.
     """
 
     folder: str
@@ -61,8 +61,8 @@ class IdentityReport(msgspec.Struct, frozen=True, kw_only=True):
     chain_error: Failed | None = None
 
 
-def observe_identity(folder: Path) -> IdentityReport:
-    """What is in ``folder``."""
+def observe_identity(folder: Path, now: datetime) -> IdentityReport:
+    """What is in ``folder`` at the time ``now``."""
     if not os.path.lexists(folder):
         return IdentityReport(folder=str(folder))
     report = IdentityReport(folder=str(folder), exists=True)
@@ -75,7 +75,7 @@ def observe_identity(folder: Path) -> IdentityReport:
         return msgspec.structs.replace(report, unreadable=failed(storage_error(error, folder, "list")))
     except TpmMtlsError as error:
         report = msgspec.structs.replace(report, record_error=failed(error))
-    return _certificate(report, folder) if report.record is not None else report
+    return _certificate(report, folder, now) if report.record is not None else report
 
 
 def _listed(report: IdentityReport, folder: Path) -> IdentityReport:
@@ -86,7 +86,7 @@ def _listed(report: IdentityReport, folder: Path) -> IdentityReport:
     return msgspec.structs.replace(report, mode=stat.S_IMODE(folder.stat().st_mode), entries=tuple(entries))
 
 
-def _certificate(report: IdentityReport, folder: Path) -> IdentityReport:
+def _certificate(report: IdentityReport, folder: Path, now: datetime) -> IdentityReport:
     try:
         leaf, *issuers = load_certificates(folder / CERTIFICATE)
     except TpmMtlsError as error:
@@ -98,16 +98,16 @@ def _certificate(report: IdentityReport, folder: Path) -> IdentityReport:
         ends=leaf.not_valid_after_utc,
     )
     try:
-        _check_chain(leaf, issuers, folder)
+        _check_chain(leaf, issuers, folder, now)
     except TpmMtlsError as error:
         return msgspec.structs.replace(report, chain_error=failed(error))
     return report
 
 
-def _check_chain(leaf: x509.Certificate, issuers: list[x509.Certificate], folder: Path) -> None:
-    """At the instant at which all of it should hold; whether it holds now is judged apart."""
-    anchors = load_certificates(folder / TRUST)
-    check_chain(leaf, issuers, anchors, now=leaf.not_valid_before_utc, purpose=Purpose.CLIENT)
+def _check_chain(leaf: x509.Certificate, issuers: list[x509.Certificate], folder: Path, now: datetime) -> None:
+    """Now, or at the nearest instant at which the leaf is valid: whether it still is, is judged apart."""
+    moment = min(max(now, leaf.not_valid_before_utc), leaf.not_valid_after_utc)
+    check_chain(leaf, issuers, load_certificates(folder / TRUST), now=moment, purpose=Purpose.CLIENT)
 
 
 def has_remains(report: IdentityReport) -> bool:

@@ -45,7 +45,7 @@ def judge_tpm(report: TpmReport, tcti: str, record: IdentityRecord | None) -> li
     5. It is not locked by wrong authorization values.
     6. Nothing is left in its memory, and there is room for more keys.
     7. Its hierarchies are enabled, and nobody else can clear it.
-    8. What is in the storage root key's place is one.
+    8. What is in the storage root key's place is one, and nothing else kept it from answering.
     """
     findings = list(_answers(report, tcti))  # 1
     condition = report.condition
@@ -59,14 +59,14 @@ def judge_tpm(report: TpmReport, tcti: str, record: IdentityRecord | None) -> li
     findings += _room(condition)
     findings += _hierarchies(report)  # 7
     findings += _storage_root(report)  # 8
-    return findings
+    return findings + ([problem_of("tpm.keys", report.error)] if report.error is not None else [])
 
 
 def _answers(report: TpmReport, tcti: str) -> Iterator[Finding]:
-    if report.error is not None:
-        yield problem_of("tpm.version" if report.error.kind == "TpmVersionError" else "tpm.answers", report.error)
-    condition = report.condition
+    error, condition = report.error, report.condition
     if condition is None:
+        if error is not None:
+            yield problem_of("tpm.version" if error.kind == "TpmVersionError" else "tpm.answers", error)
         return
     what = f"{condition.vendor} {condition.firmware}, TPM {report.specification}, at {tcti}"
     if condition.self_test == "failed":
