@@ -86,7 +86,7 @@ class Examples:
             ) as process,
         ):
             try:
-                _wait(process, port, said)
+                until_listening(process, port, said)
                 yield said
             finally:
                 process.terminate()
@@ -110,7 +110,8 @@ def free_port() -> int:
         return port
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, said: Path) -> None:
+def until_listening(process: subprocess.Popen[bytes], port: int, said: Path) -> None:
+    """Waits until somebody listens on ``port``; ``said`` is what ``process`` says when it does not come to that."""
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
         assert process.poll() is None, said.read_text()

@@ -1,0 +1,141 @@
+"""docs/how-to/ssh.md: its commands as they stand, with stock OpenSSH, and a resource manager before the TPM."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.examples import free_port, until_listening
+from support.how_to import HowTo
+from support.resource_manager import running_resource_manager
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.tpm import SimulatedTpm
+
+LIBRARY = "/usr/lib/x86_64-linux-gnu/pkcs11/libtpm2_pkcs11.so"
+
+# what the page leaves to the reader's own configuration
+CLIENT = """    HostName 127.0.0.1
+    Port {port}
+    User {user}
+    HostKeyAlias gateway
+    UserKnownHostsFile {folder}/known_hosts
+    IdentityFile none
+    BatchMode yes
+"""
+SERVER = """Port {port}
+ListenAddress 127.0.0.1
+AuthorizedKeysFile {folder}/authorized_keys
+AuthenticationMethods publickey
+StrictModes no
+PidFile none
+"""
+
+
+@pytest.fixture
+def page(tpm: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HowTo]:
+    home = tmp_path / "home"
+    home.mkdir()
+    with running_resource_manager(tpm, tmp_path / "bus", monkeypatch) as tcti:
+        monkeypatch.setenv("HOME", str(home))
+        monkeypatch.setenv("TPM2_PKCS11_TCTI", tcti)
+        instead = {LIBRARY: str(library()), "ssh gateway.example": f"ssh -F {home}/config gateway.example"}
+        yield HowTo("ssh", SimpleNamespace(tcti=tcti), home, instead)
+
+
+def library() -> Path:
+    """tpm2-pkcs11 on this machine."""
+    (found,) = Path("/usr/lib").glob("*/pkcs11/libtpm2_pkcs11.so")
+    return found
+
+
+@pytest.fixture
+def host(page: HowTo) -> str:
+    """The public key of another host key, in the file ``host``."""
+    path = page.folder / "host"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return path.with_suffix(".pub").read_text()
+
+
+@contextmanager
+def ssh_server(page: HowTo, configuration: str) -> Iterator[None]:
+    """An SSH server at a free port, with the page's configuration of its client."""
+    folder = page.folder
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where it drops its privileges; the service makes it else
+    port = free_port()
+    words = {"port": port, "folder": folder, "user": getpass.getuser()}
+    (folder / "sshd_config").write_text(SERVER.format(**words) + configuration)
+    (client,) = page.blocks("Log in", "text")
+    (folder / "config").write_text(client.replace(LIBRARY, str(library())) + CLIENT.format(**words))
+    program = shutil.which("sshd", path="/usr/sbin:/sbin")
+    assert program, "sshd is not installed (Debian package openssh-server)"
+    command = [program, "-D", "-f", str(folder / "sshd_config"), "-E", str(folder / "sshd.log")]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+        try:
+            until_listening(process, port, folder / "sshd.log")
+            yield
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@contextmanager
+def holding_agent(page: HowTo, commands: str) -> Iterator[None]:
+    """The agent that ``commands`` start."""
+    pid = int(page.run(f'{commands}\nprintf "\\n%s" "$SSH_AGENT_PID"').stdout.rpartition("\n")[2])
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGTERM)
+
+
+def know(folder: Path, public: str) -> None:
+    """Makes ``public`` the host key that the client expects."""
+    (folder / "known_hosts").write_text(f"gateway {public}")
+
+
+def test_a_device_logs_in_and_nobody_else(page: HowTo, host: str) -> None:
+    home = page.folder
+    page.run_section("A key")
+    public = (home / "ssh.pub").read_text()
+    assert public.startswith("ecdsa-sha2-nistp256 ")
+    log_in, _ = page.blocks("Log in")
+    know(home, host)
+    with ssh_server(page, f"HostKey {home}/host\n"):
+        (home / "authorized_keys").write_text(public)
+        assert "load average" in page.run(log_in).stdout
+        (home / "authorized_keys").write_text(host)
+        assert "Permission denied (publickey)" in page.run(f"ends_with 255 {log_in}").stderr
+
+
+def test_an_agent_holds_the_key_for_signatures_and_an_ssh_server(page: HowTo, host: str) -> None:
+    home = page.folder
+    page.run_section("A key")
+    public = (home / "ssh.pub").read_text()
+    log_in, sign = page.blocks("Log in")
+    (home / "report.txt").write_text("all is well\n")
+    (home / "signers").write_text(f"sensor-17 {public}")
+    verify = "ssh-keygen -Y verify -f signers -I sensor-17 -n file -s report.txt.sig"
+    with holding_agent(page, sign):
+        assert 'Good "file" signature for sensor-17' in page.run(f"{verify} < report.txt").stdout
+        page.run(f"ends_with 255 {verify} < signers")
+
+        (home / "authorized_keys").write_text(public)
+        (host_key,) = page.blocks("The host key of a server", "text")
+        with ssh_server(page, host_key.replace("/etc/ssh", str(home)).replace("/run/ssh-tpm", str(home))):
+            know(home, public)
+            assert "load average" in page.run(log_in).stdout
+            know(home, host)
+            assert "Host key verification failed" in page.run(f"ends_with 255 {log_in}").stderr
