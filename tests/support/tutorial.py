@@ -110,7 +110,10 @@ def agrees(shown: str, seen: str) -> bool:
         r"(?:.*\n)*?" if line == "…" else ".*".join(map(re.escape, line.split("…"))) + r"\n"
         for line in masked(shown).splitlines()
     )
-    return re.fullmatch(pattern, masked(seen)) is not None
+    ended = (
+        seen if seen.endswith("\n") or not seen else f"{seen}\n"
+    )  # a page cannot show that the last newline is missing
+    return re.fullmatch(pattern, masked(ended)) is not None
 
 
 class Reader:
@@ -127,10 +130,15 @@ class Reader:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
         }
 
-    def follow(self, name: str) -> None:
-        """Does all that ``docs/tutorial/NAME.md`` says, in a new shell; what is printed must be what it shows."""
+    def follow(self, name: str, *, until: str | None = None) -> None:
+        """Does all that ``docs/tutorial/NAME.md`` says, in a new shell; what is printed must be what it shows.
+
+        With ``until`` only what stands above that heading.
+        """
         page = FOLDER / f"{name}.md"
-        found = steps(page.read_text())
+        text, heading, _ = page.read_text().partition(f"\n## {until}\n")
+        assert heading or until is None, f"{page} has no heading {until}"
+        found = steps(text)
         assert found, page
         printed = self._run(name, found)
         results = re.findall(rf"^{_MARK} begin\n(.*?)\n{_MARK} end (\d+)$", printed, re.DOTALL | re.MULTILINE)
