@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tpm_mtls import errors
 from tpm_mtls.relay import relay_tcti
-from tpm_mtls.response_codes import describe, tpm_error
+from tpm_mtls.response_codes import describe, refusal_class, tpm_error
 from tpm_mtls_relay import errors as relay
 
 
@@ -56,6 +56,11 @@ from tpm_mtls_relay import errors as relay
         (0x101, errors.TpmRefusedError, "failure mode"),
         (0x14C, errors.TpmRefusedError, r"something is at that NV index .*already \(TPM_RC_NV_DEFINED, 0x14c\)"),
         (0x7000D, errors.TpmRefusedError, r"does not take these sessions.*\(TSS2_ESYS_RC_INVALID_SESSIONS, 0x7000d\)"),
+        (
+            0xA000B,
+            errors.TctiInvalidError,
+            r"'swtpm:port=1' has a configuration that its transport does not understand",
+        ),
         (0x60031, errors.TpmUnavailableError, r"no TPM answers at swtpm:port=1 \(response code 0x60031\)"),
         (0x1BF, errors.TpmRefusedError, r"cannot do it: unknown TPM response code, handle 1, 0x1bf"),
     ],
@@ -66,6 +71,19 @@ def test_a_code_becomes_its_error(rc: int, error: type[errors.TpmMtlsError], tex
     with pytest.raises(error, match=text):
         raise made
     assert made.hint
+
+
+def test_a_code_that_no_class_stands_for_leads_to_its_explanation() -> None:
+    for rc in (0x14C, 0x7000D, 0x1BF):
+        assert tpm_error(rc, doing="do it", tcti="swtpm:port=1").hint.endswith(f": tpm-mtls explain {rc:#x}")
+    assert "explain" not in tpm_error(0x9A2, doing="do it", tcti="swtpm:port=1").hint
+
+
+def test_a_code_that_another_program_told_has_the_same_class() -> None:
+    assert refusal_class(0x9A2) is errors.AuthorizationError
+    assert refusal_class(0x99D) is errors.PolicyRefusedError
+    assert refusal_class(0x1BF) is errors.TpmRefusedError
+    assert refusal_class(0xBF950) is errors.TpmRefusedError  # a `PolicyError` has no response code to be told by
 
 
 @pytest.mark.parametrize("prefix", ["", "pcap:"])

@@ -23,6 +23,7 @@ FORMAT_ONE_BIT = 0x080
 _FORMAT_ONE_NUMBER = 0x03F
 _PARAMETER = 0x040
 _VERSION_2 = 0x100  # in format zero: clear in a TPM 1.2's
+_RESERVED = 0x200  # in format zero
 _VENDOR = 0x400  # in format zero
 _TPM_FORMAT = 0x1000  # a code of the TPM has twelve bits
 _LAYER_SHIFT = 16
@@ -152,9 +153,11 @@ def _tpm_meaning(code: int) -> Meaning | None:
     if code & FORMAT_ONE_BIT:
         return FORMAT_ONE.get(code & _FORMAT_ONE_NUMBER)
     known = {0: SUCCESS, 0x01E: BAD_TAG}.get(code) or FORMAT_ZERO.get(code) or WARNINGS.get(code)
-    if known or (code & _VERSION_2 and not code & _VENDOR):
+    if known or code & _RESERVED:
         return known
-    return _VENDORS if code & _VENDOR else _OF_TPM_1_2
+    if code & _VENDOR:
+        return _VENDORS
+    return None if code & _VERSION_2 else _OF_TPM_1_2
 
 
 def _about(code: int) -> str:
