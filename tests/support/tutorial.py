@@ -98,10 +98,10 @@ def _typed(lines: list[str], first: int) -> Iterator[Step]:
 
 
 def masked(text: str) -> str:
-    """``text`` without what differs each time."""
+    """``text`` without what differs each time, and with one blank for several: columns are as wide as the terminal."""
     for pattern, name in _MASKS:
         text = pattern.sub(name, text)
-    return text
+    return re.sub(r"[ \t]+(\n?)", lambda blanks: blanks[1] or " ", text)
 
 
 def agrees(shown: str, seen: str) -> bool:
@@ -112,7 +112,7 @@ def agrees(shown: str, seen: str) -> bool:
     )
     ended = (
         seen if seen.endswith("\n") or not seen else f"{seen}\n"
-    )  # a page cannot show that the last newline is missing
+    )  # a page cannot show its lack
     return re.fullmatch(pattern, masked(ended)) is not None
 
 
