@@ -98,8 +98,8 @@ IN_THE_TPM = (
 
 def configuration_page() -> str:
     """The page."""
-    parts = ["# Configuration", MADE, *_sources(), *_file(), *_variables(), *_allow_list(), *_latency_models()]
-    parts += _folders()
+    parts = ["# Configuration", MADE, *_sources(), *_file(), *_variables(), *_allow_list(), *_hardening()]
+    parts += [*_latency_models(), *_folders()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -176,6 +176,12 @@ def _allow_list() -> Iterator[str]:
     yield "## The agent's allow-list"
     yield "TOML, in a private file (mode 0600) that `tpm-mtls agent run --allow FILE` names."
     yield from _docstring("tpm_mtls_agent.requests.access")
+
+
+def _hardening() -> Iterator[str]:
+    yield "## hardening.toml"
+    yield "TOML, for `tpm-mtls provision --plan FILE` and `--apply FILE`."
+    yield from _docstring("tpm_mtls_keygen.provision.settings")
 
 
 def _latency_models() -> Iterator[str]:

@@ -85,6 +85,7 @@ def test_what_does_not_exist_is_found(text: str, wrong: list[str]) -> None:
         "the tpm-mtls that made it, and /var/lib/tpm-mtls and User=tpm-mtls no",
         "tpm-mtls client COMMAND; tpm-mtls NOUN VERB",
         "install -o tpm-mtls -g tpm-mtls file",
+        "useradd --gid tpm-mtls --no-create-home",
         "tpm-mtls: error: nothing here",
     ],
 )

@@ -20,9 +20,10 @@ ROOT = Path(__file__).parents[2]
 COMPONENTS = ("core", "keygen", "client", "server", "pki", "relay", "agent", "simulator", "scripts")
 
 _CALLED = re.compile(
-    r"(?:(?<![\w.$:{-])[\w./-]*/bin/|(?<![\w./$:{=-])(?<!-[gou] ))"  # a path, or the name where no user is meant
+    r"(?:(?<![\w.$:{-])[\w./-]*/bin/|(?<![\w./$:{=-]))"
     r"tpm-mtls[ \t]+(?!(?:that|another|it|tpm-mtls)\b)(?=[a-z-])"
 )
+_NAMING = re.compile(r"\s--?\w[\w-]*[ \t]+$")
 _END = re.compile(r"[;)`\n]|,(?=\s)|\s(?:[|&<>#]|&&|\|\||\d?>|--)(?=\s|$)|\\n")
 _CODE = re.compile(
     r"^(?P<fence>```+)\w*\n.*?^(?P=fence)$|(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)", re.DOTALL | re.MULTILINE
@@ -63,7 +64,9 @@ def _node(command: click.Command, context: click.Context) -> Node:
 def unknown_commands(text: str) -> list[str]:
     """What ``text`` calls ``tpm-mtls`` with that does not exist, each with the words before it."""
     joined = re.sub(r"\\\n\s*", " ", text)
-    return [wrong for found in _CALLED.finditer(joined) for wrong in _unknown(_words(joined[found.end() :]))]
+    # after an option it is the user or the group tpm-mtls
+    calls = [found.end() for found in _CALLED.finditer(joined) if not _NAMING.search(joined[: found.start()][-40:])]
+    return [wrong for end in calls for wrong in _unknown(_words(joined[end:]))]
 
 
 def _words(rest: str) -> list[str]:
