@@ -60,6 +60,16 @@ def auth_option(what: str = "the key's authorization value") -> Callable[[F], F]
     return click.option("--auth", metavar="SOURCE", help=f"Where {what} is: prompt, file:PATH or credential:NAME.")
 
 
+def owner_auth_option(function: F) -> F:
+    """``--owner-auth SOURCE``: the text or none, for `tpm_mtls.authorization.read_hierarchy_authorization`."""
+    return click.option(
+        "--owner-auth",
+        metavar="SOURCE",
+        help="The owner hierarchy's authorization value, if it has one and there is no storage root key yet: prompt, "
+        "file:PATH, credential:NAME or sealed:PATH.",
+    )(function)
+
+
 def answer(data: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Prints ``data`` as JSON if asked for, else ``text``."""
     if as_json:

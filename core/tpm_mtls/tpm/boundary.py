@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _DAMAGED = {0x095, 0x09A, 0x0A5, 0x0A7}  # TPM_RC_SIZE, INSUFFICIENT, BINDING, ECC_POINT, without the parameter's number
+_HIERARCHIES = {"--owner-auth", "--endorsement-auth", "--lockout-auth"}
 _INTERRUPTS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # the one that raises by default is restored last
 
 
@@ -37,6 +38,8 @@ def command(doing: str, tcti: str, *, option: str = "--auth") -> Iterator[None]:
         error = tpm_error(int(failure.rc), doing=doing, tcti=tcti)
         if isinstance(error, AuthorizationError):
             error.hint = error.hint.replace("--auth", option)
+            if option in _HIERARCHIES:
+                error.hint = error.hint.replace(" or credential:NAME", ", credential:NAME or sealed:F")
         raise error from failure
 
 

@@ -161,12 +161,14 @@ class Hierarchies:
     def change_authorization(self, hierarchy: Hierarchy, value: Secret) -> None:
         """Gives ``hierarchy`` the authorization value ``value``; the present one is in use (two commands).
 
+        The storage root key, to which the session is salted, is made where there is none.
+
         Raises:
             AuthorizationError: the hierarchy has another authorization value than the one in use.
             TpmLockoutError: it is the lockout hierarchy, for which a wrong one was tried before.
         """
         with (
-            self._sessions().hmac(INTO_TPM) as session,
+            self._salted.hmac(INTO_TPM) as session,
             self._command(hierarchy, f"change the {hierarchy.value} authorization"),
         ):
             self._context.hierarchy_change_auth(_RESOURCES[hierarchy], value.value.rstrip(b"\0"), session1=session)

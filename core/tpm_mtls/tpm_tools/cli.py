@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tpm_mtls.cli_options import answer, json_option, state_dir_option, tcti_option
+from tpm_mtls.cli_options import answer, json_option, owner_auth_option, state_dir_option, tcti_option
 from tpm_mtls.files import PUBLIC_FILE, write_atomic
 from tpm_mtls.tpm_tools.trial_cli import test
 
@@ -57,19 +57,21 @@ def capabilities(*, tcti: str | None, as_json: bool) -> None:
 
 
 @tpm.command(epilog="Example: tpm-mtls tpm pcrs")
+@owner_auth_option
 @state_dir_option
 @tcti_option
 @json_option
-def pcrs(*, state_dir: Path, tcti: str | None, as_json: bool) -> None:
+def pcrs(*, owner_auth: str | None, state_dir: Path, tcti: str | None, as_json: bool) -> None:
     """Read all PCRs of the bank sha256, and a sample quote of PCRs 0 to 15, checked as a backend checks it.
 
     The quote is by the identity folder's attestation key; where there is none, by one that is made for it and not kept.
     """
+    from tpm_mtls.authorization import read_hierarchy_authorization  # noqa: PLC0415 - `--help` stays quick
     from tpm_mtls.pcr.presentation import print_rows  # noqa: PLC0415 - `--help` stays quick
     from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls.tpm_tools.quoting import pcr_facts, pcr_rows, sample_quote  # noqa: PLC0415 - the same
 
-    with open_tpm(tcti) as opened:
+    with open_tpm(tcti, owner_authorization=read_hierarchy_authorization(owner_auth)) as opened:
         quote = sample_quote(opened, state_dir)
     if as_json:
         answer(pcr_facts(quote), "", as_json=True)
@@ -79,10 +81,11 @@ def pcrs(*, state_dir: Path, tcti: str | None, as_json: bool) -> None:
 
 @tpm.command("save-info", epilog="Example: tpm-mtls tpm save-info /tmp/tpm.json")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@owner_auth_option
 @state_dir_option
 @tcti_option
 @json_option
-def save_info(*, file: Path, state_dir: Path, tcti: str | None, as_json: bool) -> None:
+def save_info(*, file: Path, owner_auth: str | None, state_dir: Path, tcti: str | None, as_json: bool) -> None:
     """Write what info, capabilities and pcrs say into FILE, as JSON: for a diagnostic bundle.
 
     There is no secret in it. It names this TPM for good: by the public keys that identify it. Where one of the three
@@ -90,11 +93,12 @@ def save_info(*, file: Path, state_dir: Path, tcti: str | None, as_json: bool) -
     """
     import msgspec  # noqa: PLC0415 - `--help` stays quick
 
+    from tpm_mtls.authorization import read_hierarchy_authorization  # noqa: PLC0415 - the same
     from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls.tpm_tools.description import collect, describe, list_capabilities  # noqa: PLC0415 - the same
     from tpm_mtls.tpm_tools.quoting import pcr_facts, sample_quote  # noqa: PLC0415 - the same
 
-    with open_tpm(tcti) as opened:
+    with open_tpm(tcti, owner_authorization=read_hierarchy_authorization(owner_auth)) as opened:
         facts, failed = collect(
             {
                 "info": lambda: describe(opened),

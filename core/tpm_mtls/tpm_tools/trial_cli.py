@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, tcti_option
+from tpm_mtls.cli_options import answer, auth_option, json_option, owner_auth_option, state_dir_option, tcti_option
 from tpm_mtls.errors import TpmMtlsError
 from tpm_mtls.key_algorithm import KeyAlgorithm
 
@@ -71,6 +71,7 @@ def encrypt(*, tcti: str | None, as_json: bool) -> None:
     help="Of a key that is not kept.",
 )
 @auth_option()
+@owner_auth_option
 @state_dir_option
 @tcti_option
 @json_option
@@ -79,6 +80,7 @@ def sign(
     reference: str | None,
     algorithm: str,
     auth: str | None,
+    owner_auth: str | None,
     state_dir: Path,
     tcti: str | None,
     as_json: bool,
@@ -98,7 +100,7 @@ def sign(
     def trial(tpm: Tpm, trial: Trial) -> None:
         try_signing(tpm, trial, key, authorization=authorization, folders=folders, algorithm=KeyAlgorithm(algorithm))
 
-    _run("sign", tcti, trial, as_json=as_json)
+    _run("sign", tcti, trial, as_json=as_json, owner_auth=owner_auth)
 
 
 @test.command(epilog="Example: tpm-mtls tpm test quote --out quote")
@@ -108,10 +110,11 @@ def sign(
     metavar="DIR",
     help="Write the quote there, for tpm2_checkquote; never overwrites.",
 )
+@owner_auth_option
 @state_dir_option
 @tcti_option
 @json_option
-def quote(*, out: Path | None, state_dir: Path, tcti: str | None, as_json: bool) -> None:
+def quote(*, out: Path | None, owner_auth: str | None, state_dir: Path, tcti: str | None, as_json: bool) -> None:
     """A quote of PCRs 0 to 15, checked as a backend checks it.
 
     By the identity folder's attestation key; where there is none, by one that is made for it and not kept.
@@ -127,19 +130,28 @@ def quote(*, out: Path | None, state_dir: Path, tcti: str | None, as_json: bool)
         if out is not None:
             trial.facts["check_with"] = write_quote(made, out)
 
-    _run("quote", tcti, trial, as_json=as_json)
+    _run("quote", tcti, trial, as_json=as_json, owner_auth=owner_auth)
 
 
-def _run(name: str, tcti: str | None, what: Callable[[Tpm, Trial], None], *, as_json: bool) -> None:
+def _run(
+    name: str,
+    tcti: str | None,
+    what: Callable[[Tpm, Trial], None],
+    *,
+    as_json: bool,
+    owner_auth: str | None = None,
+) -> None:
     """Runs a trial and says what was proven, also where something else failed then."""
+    from tpm_mtls.authorization import read_hierarchy_authorization  # noqa: PLC0415 - `--help` stays quick
     from tpm_mtls.pcr.presentation import print_rows  # noqa: PLC0415 - `--help` stays quick
     from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls.tpm_tools.trial import Trial  # noqa: PLC0415 - the same
 
     trial = Trial(name)
     failure: TpmMtlsError | None = None
+    authorization = read_hierarchy_authorization(owner_auth)
     try:
-        with open_tpm(tcti) as tpm:
+        with open_tpm(tcti, owner_authorization=authorization) as tpm:
             what(tpm, trial)
     except TpmMtlsError as error:
         failure = error

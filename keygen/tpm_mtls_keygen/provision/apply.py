@@ -86,6 +86,12 @@ class Provisioning:
             if item.action is not None:
                 tell(f"{item.name}: {item.change}")
                 self._perform(item.action)
+        if any(item.action is not None for item in self.plan):
+            self._check()
+        if self._journal.exists():
+            remove_file(self._journal)
+
+    def _check(self) -> None:
         observed = observe(self._tpm, self._settings, self._given)
         left = [item for item in make_plan(self._settings, observed) if item.action is not None]
         if left:
@@ -93,8 +99,6 @@ class Provisioning:
                 f"the {left[0].name} is not as it was set: {left[0].now}",
                 hint="does another program, or another administrator, provision this TPM?",
             )
-        if self._journal.exists():
-            remove_file(self._journal)
 
     def _perform(self, action: Action) -> None:
         tpm = self._tpm
