@@ -110,9 +110,7 @@ def agrees(shown: str, seen: str) -> bool:
         r"(?:.*\n)*?" if line == "…" else ".*".join(map(re.escape, line.split("…"))) + r"\n"
         for line in masked(shown).splitlines()
     )
-    ended = (
-        seen if seen.endswith("\n") or not seen else f"{seen}\n"
-    )  # a page cannot show its lack
+    ended = seen if seen.endswith("\n") or not seen else f"{seen}\n"  # a page cannot show its lack
     return re.fullmatch(pattern, masked(ended)) is not None
 
 
