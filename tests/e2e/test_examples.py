@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import socket
 import ssl
 import subprocess
@@ -18,7 +19,8 @@ from websockets.sync.server import serve
 
 from support.device_ca import DeviceCa
 from support.example_machine import Machine, example_machine
-from support.examples import free_port
+from support.examples import FOLDER, free_port
+from support.how_to import FOLDER as PAGES
 from support.nginx import running_nginx
 from tpm_mtls.identity import load_identity
 from tpm_mtls.tls import client_context, server_context
@@ -243,3 +245,13 @@ def test_an_mqtt_broker_and_its_client_have_their_keys_in_the_tpm(machine: Machi
 
 def host_and_port(url: str) -> list[str]:
     return url.removeprefix("https://").split(":")
+
+
+def test_the_page_shows_the_examples_as_they_are_and_names_each() -> None:
+    page = (PAGES / "other-programs.md").read_text()
+    examples = {path.name: path.read_text() for path in FOLDER.iterdir() if path.is_file() and path.name != "ruff.toml"}
+    assert sorted(re.findall(r"\[(\w+\.\w+)\]\(\.\./\.\./examples/\1\)", page)) == sorted(examples)
+    shown = re.findall(r"^```(?:sh|nginx|python)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert [block for block in shown if block not in examples.values()] == [
+        block for block in shown if block.startswith("tpm-mtls ")
+    ]

@@ -98,6 +98,8 @@ def holding_agent(page: HowTo, commands: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # killed with it, the library would leave its session to the resource manager, which ends soon after
+        page.run(f"ssh-add -q -e {LIBRARY}", SSH_AUTH_SOCK=str(page.folder / "agent.sock"))
         os.kill(pid, signal.SIGTERM)
 
 
@@ -139,3 +141,13 @@ def test_an_agent_holds_the_key_for_signatures_and_an_ssh_server(page: HowTo, ho
             assert "load average" in page.run(log_in).stdout
             know(home, host)
             assert "Host key verification failed" in page.run(f"ends_with 255 {log_in}").stderr
+
+
+def test_a_key_with_a_policy_does_not_sign(page: HowTo) -> None:
+    (create,) = page.blocks("A key")
+    page.run(create.replace("keygen create", "keygen create --pcrs sha256:7"))
+    (page.folder / "report.txt").write_text("all is well\n")
+    _, sign = page.blocks("Log in")
+    start, last = sign.rstrip().rsplit("\n", 1)
+    with holding_agent(page, f"{start}\nends_with 255 {last}"):
+        assert not (page.folder / "report.txt.sig").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from support.duty import fleet_backend
 from support.examples import Examples
-from support.fleet import Device, FleetCa, fleet_ca, tpm_mtls
+from support.fleet import Device, FleetCa, fleet_ca
+from support.how_to import HowTo
 from support.tpm import SimulatedTpm
 from tpm_mtls.identity import Identity
 from tpm_mtls.key_reference import PersistentHandle
@@ -58,7 +60,9 @@ def example_machine(folder: Path) -> Iterator[Machine]:
             ca.trust_maker(tpm)
             done = device.first_boot("--key", "tss2")
             assert done.returncode == 0, done.stderr
-            server = _server(tpm, ca, folder / "server")
+            server = folder / "server"
+            instead = _instead(device.folder, server, backend.url)
+            service = _prepare(tpm, ca, server, instead)
             _persist(tpm, device.folder / "device.key.pem", DEVICE_HANDLE)
             at_handle = folder / "device-at-handle"
             shutil.copytree(device.folder, at_handle)
@@ -68,8 +72,8 @@ def example_machine(folder: Path) -> Iterator[Machine]:
             yield Machine(
                 tpm,
                 record["device"],
-                Examples(folder / "files", tpm.tcti, _instead(device.folder, server, backend.url)),
-                Examples(folder / "handles", tpm.tcti, _instead(at_handle, server, backend.url)),
+                Examples(folder / "files", tpm.tcti, service, instead),
+                Examples(folder / "handles", tpm.tcti, service, _instead(at_handle, server, backend.url)),
                 at_handle,
                 Identity(PersistentHandle(SERVER_HANDLE), server / "server.cert.pem", at_handle / "ca.cert.pem"),
                 backend.url,
@@ -91,17 +95,21 @@ def _instead(device: Path, server: Path, backend: str) -> dict[str, str]:
     }
 
 
-def _server(tpm: SimulatedTpm, ca: FleetCa, folder: Path) -> Path:
-    """The folder with key and certificate of the machine's servers, in a file and at `SERVER_HANDLE`."""
+def _prepare(tpm: SimulatedTpm, ca: FleetCa, folder: Path, instead: dict[str, str]) -> dict[str, str]:
+    """Makes key and certificate of the servers in ``folder``, as the page says, and copies the key to `SERVER_HANDLE`.
+
+    Returns:
+        the environment of a service.
+    """
     folder.mkdir()
-    key, csr = folder / "server.key.pem", folder / "server.csr.pem"
-    for words in (("create", "--out", key), ("csr", "--key", key, "--out", csr)):
-        done = tpm_mtls("keygen", *map(str, words), "--tcti", tpm.tcti)
-        assert done.returncode == 0, done.stderr
-    names = ("--name", "localhost", "--ip", "127.0.0.1", "--passphrase", f"file:{ca.folder.parent / 'passphrase'}")
-    ca.pki("issue", "--profile", "server", "--csr", str(csr), "--out", str(folder / "server.cert.pem"), *names)
-    _persist(tpm, key, SERVER_HANDLE)
-    return folder
+    unlock = f"--ca-dir {ca.folder} --passphrase file:{ca.folder.parent / 'passphrase'}"
+    names = {"pki issue": f"pki issue {unlock}", "--name service.example": "--name localhost --ip 127.0.0.1"}
+    page = HowTo("other-programs", tpm, folder, instead | names)
+    page.run_section("A key and a certificate for a server")
+    _persist(tpm, folder / "server.key.pem", SERVER_HANDLE)
+    page.run_section("The environment of a service")
+    lines = (folder / "openssl.env").read_text().splitlines()
+    return dict(shlex.split(line)[0].split("=", 1) for line in lines)
 
 
 def _persist(tpm: SimulatedTpm, path: Path, handle: int) -> None:

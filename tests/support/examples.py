@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -29,10 +28,11 @@ class Examples:
         folder: where their copies go, and where they run.
     """
 
-    def __init__(self, folder: Path, tcti: str, instead: dict[str, str]) -> None:
-        """``instead`` says what takes the place of words in them."""
+    def __init__(self, folder: Path, tcti: str, service: dict[str, str], instead: dict[str, str]) -> None:
+        """``service`` are a service's variables, and ``instead`` says what takes the place of words in the examples."""
         self.folder = folder
         folder.mkdir()
+        self._service = service
         self._instead = instead
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("OPENSSL_", "COVERAGE_", "TPM"))
@@ -76,7 +76,7 @@ class Examples:
         """
         path = str(self.copy(name, instead or {}))
         words = [word.replace("{}", path) for word in command] or [*self._interpreter(name), path, where]
-        environment = self._environment | (self._openssl_variables() if name.endswith(".conf") else {})
+        environment = self._environment | (self._service if name.endswith(".conf") else {})
         words[0] = shutil.which(words[0], path=_PROGRAMS) or words[0]
         said = self.folder / f"{name}.log"
         with (
@@ -91,12 +91,6 @@ class Examples:
             finally:
                 process.terminate()
                 process.wait(_PATIENCE)
-
-    def _openssl_variables(self) -> dict[str, str]:
-        command = [sys.executable, "-m", "tpm_mtls", "openssl-env", "--json", "--state-dir", str(self.folder)]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=True)
-        found: dict[str, str] = json.loads(done.stdout)
-        return found
 
     @staticmethod
     def _interpreter(name: str) -> list[str]:
