@@ -9,4 +9,12 @@ if TYPE_CHECKING:
 
 
 def test_from_a_file_to_a_handle(reader: Reader) -> None:
-    reader.follow("02-is-there-a-tpm")
+    for page in (
+        "01-why-not-a-file",
+        "02-is-there-a-tpm",
+        "03-client-and-server-with-tls",
+        "04-the-key-in-the-tpm",
+        "05-a-persistent-handle",
+        "06-what-changes-in-the-handshake",
+    ):
+        reader.follow(page)
