@@ -20,7 +20,8 @@ from reference_man import man_pages
 from reference_response_codes import response_codes_page
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("docs/reference", "docs/reference/commands", "packaging/man")
+FOLDERS = ("docs/reference/commands", "packaging/man")
+"""Where nothing else may be: what is not made any more is removed."""
 
 
 def pages() -> dict[str, str]:
@@ -38,10 +39,13 @@ def pages() -> dict[str, str]:
 
 def outdated(made: dict[str, str], project: Path) -> list[str]:
     """The paths of pages that are missing, differ from what is ``made``, or are not made any more."""
-    files = [path for folder in FOLDERS for path in (project / folder).glob("*") if path.is_file()]
-    there = {str(path.relative_to(project)): path.read_text() for path in files}
-    differing = {path for path, text in made.items() if there.get(path) != text}
-    return sorted(differing | (there.keys() - made.keys()))
+    there = {str(path.relative_to(project)) for folder in FOLDERS for path in (project / folder).glob("*")}
+    differing = {path for path, text in made.items() if _content(project / path) != text}
+    return sorted(differing | (there - made.keys()))
+
+
+def _content(path: Path) -> str | None:
+    return path.read_text() if path.exists() else None
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ def _root_page(root: Command, version: str) -> str:
     for noun in root.commands:
         lines += [".TP", rf".BR {_text('-'.join(noun.path))} (1)", _text(noun.summary)]
     lines += [".SH OPTIONS", *_options(root.options)]
-    lines += [".SH EXIT STATUS", *_blocks(root.epilog, drop="Exit status:\n")]
+    lines += [".SH EXIT STATUS", *blocks(root.epilog, drop="Exit status:\n")]
     return _joined(lines)
 
 
@@ -38,13 +38,13 @@ def _noun_page(noun: Command, version: str) -> str:
         lines.append(".SH COMMANDS")
     for verb in verbs:
         if verb is not noun:
-            lines += [f".SS {_text(verb.name)} {_text(verb.usage)}", *_blocks(verb.blocks)]
+            lines += [f".SS {_text(verb.name)} {_text(verb.usage)}", *blocks(verb.blocks)]
         else:
             lines.append(".SH OPTIONS")
         lines += _options(verb.options)
         if verb is noun:
             lines.append(".SH EXAMPLES")
-        lines += _blocks(verb.epilog)
+        lines += blocks(verb.epilog)
     lines += [".SH SEE ALSO", r".BR tpm\-mtls (1)"]
     return _joined(lines)
 
@@ -64,7 +64,7 @@ def _head(command: Command, version: str) -> list[str]:
         f".B {_text(command.name)}",
         _text(command.usage),
         ".SH DESCRIPTION",
-        *_blocks(command.blocks, first=True),
+        *blocks(command.blocks, first=True),
     ]
 
 
@@ -76,8 +76,9 @@ def _options(options: Iterable[Option]) -> Iterator[str]:
         yield _text(option.text + details)
 
 
-def _blocks(blocks: Iterable[Block], *, first: bool = False, drop: str = "") -> Iterator[str]:
-    for number, block in enumerate(blocks):
+def blocks(paragraphs: Iterable[Block], *, first: bool = False, drop: str = "") -> Iterator[str]:
+    """The lines of help paragraphs; ``first`` needs no space before it, ``drop`` is left out of literal ones."""
+    for number, block in enumerate(paragraphs):
         if example := block.example():
             yield from (".PP", "Example:", ".PP", ".in +4n", ".nf", *map(_text, example.splitlines()), ".fi", ".in")
         elif block.literal:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import textwrap
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,10 +28,12 @@ def _name(path: Path) -> str:
 
 
 def _imports(page: Path) -> list[tuple[str, str]]:
-    """What the Python blocks of ``page`` import from our packages."""
+    """What an example, or the Python blocks of ``page``, import from our packages."""
     found = []
-    for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
-        lines = [line for line in textwrap.dedent(block).splitlines() if re.match(r"(from|import) tpm_mtls", line)]
+    text = page.read_text()
+    blocks = [text] if page.suffix == ".py" else re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    for block in blocks:
+        lines = [line.strip() for line in block.splitlines() if re.match(r" *(from|import) tpm_mtls", line)]
         for node in ast.parse("\n".join(lines)).body:
             if isinstance(node, ast.ImportFrom):
                 found += [(str(node.module), each.name) for each in node.names]
@@ -46,8 +47,9 @@ def test_a_page_names_only_files_that_exist(page: Path) -> None:
     assert [path for path in _PATH.findall(page.read_text()) if not (ROOT / path).exists()] == []
 
 
-def test_what_pages_import_exists_and_is_promised() -> None:
-    imports = {(page, *each) for page in PAGES for each in _imports(page)}
+def test_what_pages_and_examples_import_exists_and_is_promised() -> None:
+    examples = sorted((ROOT / "examples").rglob("*.py"))
+    imports = {(page, *each) for page in [*PAGES, *examples] for each in _imports(page)}
     assert len(imports) > 20
     promised = set(_imports(API))
     for page, module, name in sorted(imports):

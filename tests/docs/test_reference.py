@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tpm_mtls import errors
 from tpm_mtls.configuration import parse_configuration
@@ -74,6 +76,23 @@ def test_groff_takes_the_manual_without_a_warning(manual: Path) -> None:
     shown = re.sub(r".\x08", "", done.stdout)
     assert "NAME" in shown
     assert f"{manual.stem} - " in shown.replace("\N{HYPHEN}", "-").replace("\N{MINUS SIGN}", "-")
+
+
+@pytest.mark.skipif(not shutil.which("groff"), reason="groff is not installed")
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1), min_size=1))
+def test_groff_prints_whatever_a_help_says(script: Callable[[str], Any], lines: list[str]) -> None:
+    block = script("reference_cli").Block("\n".join(lines), literal=True)
+    page = "\n".join([".TH X 1", ".nh", *script("reference_man").blocks([block]), ""])
+    done = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-ww", "-P-c", "-rLL=10000n"],
+        input=page,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = [line.strip().replace("\N{MINUS SIGN}", "-") for line in done.stdout.splitlines()[1:-1]]
+    assert [line for line in shown if line] == lines
 
 
 def test_the_manuals_keep_what_is_typed_as_it_is_typed(script: Callable[[str], Any]) -> None:
