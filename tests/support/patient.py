@@ -15,8 +15,8 @@ from support.healthy_device import Device
 from tpm_mtls.attestation_key import load_attestation_key
 from tpm_mtls.doctor.diagnosis import Settings, diagnose
 from tpm_mtls.doctor.machine import Places
-from tpm_mtls.files import write_atomic
-from tpm_mtls.identity import TRUST, save_record
+from tpm_mtls.files import PRIVATE_FILE, write_atomic
+from tpm_mtls.identity import CERTIFICATE, KEY, TRUST, save_record
 from tpm_mtls.tls import ClientCertificates, server_context
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from support.certificates import TestCa
     from support.tpm import SimulatedTpm
+    from tpm_mtls.authorization import Secret
     from tpm_mtls.doctor.diagnosis import Diagnosis
     from tpm_mtls.doctor.findings import Finding
 
@@ -43,8 +44,10 @@ class Patient:
         ca: who issued the certificate.
     """
 
-    def __init__(self, tpm: SimulatedTpm, root: Path, *, persistent: bool = True) -> None:
-        self.device = Device(tpm, root, persistent=persistent)
+    def __init__(
+        self, tpm: SimulatedTpm, root: Path, *, persistent: bool = True, authorization: Secret | None = None
+    ) -> None:
+        self.device = Device(tpm, root, persistent=persistent, authorization=authorization)
         self.folder = self.device.folder
         self.ca: TestCa = self.device._ca
         write_atomic(self.folder / TRUST, self.ca.trust.read_bytes())
@@ -54,6 +57,14 @@ class Patient:
     def change_record(self, **fields: Any) -> None:  # noqa: ANN401 - as msgspec's
         self.device.record = msgspec.structs.replace(self.device.record, **fields)
         save_record(self.folder, self.device.record)
+
+    def make_software(self) -> None:
+        """As ``first-boot --no-tpm=soft`` leaves a device."""
+        identity = self.ca.software_identity("sensor-17")
+        write_atomic(self.folder / KEY, Path(str(identity.key)).read_bytes(), mode=PRIVATE_FILE)
+        write_atomic(self.folder / CERTIFICATE, identity.certificate.read_bytes())
+        nothing = {"key_name": "", "srk_name": "", "ek_sha256": None, "tpm_vendor": "", "tpm_firmware": ""}
+        self.change_record(is_tpm=False, key=KEY, reset_count=0, **nothing)
 
     def public_key(self) -> ec.EllipticCurvePublicKey:
         """The device's."""

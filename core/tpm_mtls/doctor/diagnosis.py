@@ -91,7 +91,8 @@ def diagnose(settings: Settings, *, now: Callable[[], datetime]) -> Diagnosis:
     if tpm is not None:
         findings += judge_tpm(tpm, tcti, identity.record)
         reachable = tpm.condition is not None
-    openssl = _try_openssl(settings, tcti if reachable else None, identity)
+    protected = tpm is not None and tpm.key_is_protected
+    openssl = _try_openssl(settings, tcti if reachable else None, identity, protected=protected)
     if isinstance(openssl, OpensslReport):
         findings += judge_openssl(openssl)
     findings += judge_identity(identity, present)
@@ -124,7 +125,9 @@ def _ask_tpm(settings: Settings, tcti: str, identity: IdentityReport) -> TpmRepo
         return TpmReport(error=failed(error))
 
 
-def _try_openssl(settings: Settings, tcti: str | None, identity: IdentityReport) -> OpensslReport | Failed:
+def _try_openssl(
+    settings: Settings, tcti: str | None, identity: IdentityReport, *, protected: bool
+) -> OpensslReport | Failed:
     peers = settings.peers
     if identity.record is not None and not any(peer.role == "CA" for peer in peers):
         peers = (*_issuer(identity.record.ca_url), *peers)
@@ -133,6 +136,7 @@ def _try_openssl(settings: Settings, tcti: str | None, identity: IdentityReport)
         folder=identity.folder if identity.record is not None else "",
         trust=str(settings.trust or settings.folder / TRUST),
         peers=peers,
+        protected=protected,
     )
     try:
         return ask_child(OPENSSL, job, OpensslReport, patience=PATIENCE_OPENSSL)

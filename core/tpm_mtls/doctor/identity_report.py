@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import stat
+from contextlib import suppress
 from datetime import datetime  # noqa: TC003 - msgspec reads the annotations
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import msgspec
 from tpm_mtls.certificates import Purpose, check_chain, load_certificates
 from tpm_mtls.doctor.findings import Failed, failed
 from tpm_mtls.errors import TpmMtlsError
+from tpm_mtls.files import storage_error
 from tpm_mtls.identity import CERTIFICATE, KEY, RECORD, TRUST, IdentityRecord, load_record
 
 if TYPE_CHECKING:
@@ -63,15 +64,13 @@ class IdentityReport(msgspec.Struct, frozen=True, kw_only=True):
 
 def observe_identity(folder: Path, now: datetime) -> IdentityReport:
     """What is in ``folder`` at the time ``now``."""
-    if not os.path.lexists(folder):
-        return IdentityReport(folder=str(folder))
     report = IdentityReport(folder=str(folder), exists=True)
     try:
         report = _listed(report, folder)
         report = msgspec.structs.replace(report, record=load_record(folder))
+    except FileNotFoundError:
+        return IdentityReport(folder=str(folder))
     except OSError as error:
-        from tpm_mtls.files import storage_error  # noqa: PLC0415 - only where it fails
-
         return msgspec.structs.replace(report, unreadable=failed(storage_error(error, folder, "list")))
     except TpmMtlsError as error:
         report = msgspec.structs.replace(report, record_error=failed(error))
@@ -81,8 +80,10 @@ def observe_identity(folder: Path, now: datetime) -> IdentityReport:
 def _listed(report: IdentityReport, folder: Path) -> IdentityReport:
     entries = []
     for path in sorted(folder.iterdir()):
-        status = path.lstat()
-        entries.append(Entry(name=path.name, mode=stat.S_IMODE(status.st_mode), uid=status.st_uid, size=status.st_size))
+        with suppress(FileNotFoundError):  # gone again
+            status = path.lstat()
+            mode = stat.S_IMODE(status.st_mode)
+            entries.append(Entry(name=path.name, mode=mode, uid=status.st_uid, size=status.st_size))
     return msgspec.structs.replace(report, mode=stat.S_IMODE(folder.stat().st_mode), entries=tuple(entries))
 
 

@@ -54,12 +54,14 @@ class OpensslJob(msgspec.Struct, frozen=True, kw_only=True):
         folder: the identity folder; empty if it has no identity.
         trust: PEM file that says whom to trust; empty if there is none.
         peers: servers.
+        protected: whether the device's key has an authorization value: then it is not tried.
     """
 
     tcti: str | None
     folder: str
     trust: str
     peers: tuple[Peer, ...] = ()
+    protected: bool = False
 
 
 class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,11 +71,13 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
         peer: which one.
         status: its HTTP status; 0 without an answer.
         error: why there is none.
+        untried: it wants the device's certificate, and there is no key that signs for it.
     """
 
     peer: Peer
     status: int = 0
     error: Failed | None = None
+    untried: bool = False
 
 
 class OpensslReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +90,8 @@ class OpensslReport(msgspec.Struct, frozen=True, kw_only=True):
         modules: folder of the provider.
         provider: the provider's version; empty if it was not loaded.
         provider_error: why it was not found, or does not load.
-        key: ``signed``, or ``untried`` where there is none, or what it needs is missing.
+        key: ``signed``; ``protected`` by an authorization value; ``untried`` where there is none, or what it needs is
+            missing.
         key_error: why the device's key does not sign.
         peers: the servers.
         configuration: what $OPENSSL_CONF names; empty if it is not set.
@@ -99,7 +104,7 @@ class OpensslReport(msgspec.Struct, frozen=True, kw_only=True):
     modules: str = ""
     provider: str = ""
     provider_error: Failed | None = None
-    key: Literal["signed", "untried"] = "untried"
+    key: Literal["signed", "protected", "untried"] = "untried"
     key_error: Failed | None = None
     peers: tuple[PeerReport, ...] = ()
     configuration: str = ""
@@ -147,6 +152,8 @@ def _key(report: OpensslReport, job: OpensslJob) -> tuple[IdentityContext | None
 
     if not job.folder:
         return None, report
+    if job.protected:
+        return None, msgspec.structs.replace(report, key="protected")
     try:
         identity = load_identity(Path(job.folder))
         if not _is_possible(report, identity, job.tcti):
@@ -174,6 +181,8 @@ def _peer(peer: Peer, job: OpensslJob, own: IdentityContext | None) -> PeerRepor
     from tpm_mtls.device_requests.https import HttpsTransport  # noqa: PLC0415 - as above
     from tpm_mtls.tls import trust_context  # noqa: PLC0415 - as above
 
+    if peer.role == "backend" and own is None and job.folder:
+        return PeerReport(peer=peer, untried=True)
     request = Request(method="GET", path=peer.path, body=None, headers={})
     try:
         context = own if own is not None and peer.role == "backend" else trust_context(Path(job.trust))

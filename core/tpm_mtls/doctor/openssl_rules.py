@@ -52,6 +52,12 @@ def judge_peer(report: PeerReport) -> Finding:
     peer = report.peer
     check = f"network.{peer.role.lower()}"
     where = f"the {peer.role} at {peer.server.url}"
+    if report.untried:
+        return warning(
+            check,
+            f"{where} was not tried: it wants the device's certificate, and no key signs for that here",
+            "see what is said above of the device's key",
+        )
     if report.error is not None:
         finding = problem_of(check, report.error)
         if peer.named or report.error.kind != "PeerUnreachableError":
@@ -98,9 +104,9 @@ def _key(report: OpensslReport) -> Iterator[Finding]:
     if error is None:
         if report.key == "signed":
             yield ok(check, "the device's key signs, and its certificate belongs to it")
+        elif report.key == "protected":
+            yield ok(check, "it has an authorization value, so it was not tried: tpm-mtls tpm test sign --help")
     elif error.kind == "CertificateMismatchError":
         yield problem("identity.certificate", error.message, error.hint)
-    elif error.kind == "AuthorizationError" and "needs an authorization value" in error.message:
-        yield ok(check, "it has an authorization value, so it was not tried")
     elif error.kind not in _SAID_ELSEWHERE:
         yield problem_of(check, error)

@@ -13,8 +13,9 @@ import msgspec
 
 from tpm_mtls.attestation.health import Condition  # noqa: TC001 - msgspec reads the annotations
 from tpm_mtls.doctor.findings import Failed, failed
-from tpm_mtls.errors import HandleOccupiedError, TpmMtlsError
+from tpm_mtls.errors import HandleNotFoundError, HandleOccupiedError, TpmMtlsError
 from tpm_mtls.identity import IdentityRecord  # noqa: TC001 - the same
+from tpm_mtls.key_reference import KeyFile
 
 if TYPE_CHECKING:
     from tpm_mtls.tpm import Tpm
@@ -50,6 +51,8 @@ class TpmReport(msgspec.Struct, frozen=True, kw_only=True):
         srk: storage root key: its kind, or what else is in its place; empty if nothing is.
         srk_is_key: whether it is a storage key.
         seen: what tells of a clear or an exchange; none without an identity in a TPM.
+        key_is_protected: whether the device's key has an authorization value: to try it without would count as a
+            wrong one.
     """
 
     error: Failed | None = None
@@ -61,6 +64,7 @@ class TpmReport(msgspec.Struct, frozen=True, kw_only=True):
     srk: str = ""
     srk_is_key: bool = False
     seen: Seen | None = None
+    key_is_protected: bool = False
 
 
 def ask_tpm(job: TpmJob) -> TpmReport:
@@ -107,7 +111,23 @@ def _keys(tpm: Tpm, report: TpmReport, job: TpmJob) -> TpmReport:
     seen = Seen(
         srk_name=found.srk_name, ek_sha256=found.ek_sha256, reset_count=found.reset_count, has_key=found.has_key
     )
-    return msgspec.structs.replace(report, seen=seen)
+    return msgspec.structs.replace(report, seen=seen, key_is_protected=_is_protected(tpm, job))
+
+
+def _is_protected(tpm: Tpm, job: TpmJob) -> bool:
+    """By whether wrong values count (keys without a value are made noDA); and by what its file says, if it has one."""
+    from tpm_mtls.files import read_capped  # noqa: PLC0415 - as above
+    from tpm_mtls.identity import load_identity  # noqa: PLC0415 - as above
+    from tpm_mtls.structures import Attribute, parse_tss2_pem  # noqa: PLC0415 - as above
+
+    key = load_identity(Path(job.folder)).key
+    if isinstance(key, KeyFile):
+        found = parse_tss2_pem(read_capped(key.path), str(key))
+        return not found.empty_auth and Attribute.NODA not in found.public.attributes
+    try:
+        return Attribute.NODA not in tpm.read_public(key.handle).public.attributes
+    except HandleNotFoundError:
+        return False
 
 
 def main() -> None:

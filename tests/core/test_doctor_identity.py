@@ -1,0 +1,162 @@
+"""The identity folder and the clock, as the doctor sees them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from support.certificates import TestCa, now
+from tpm_mtls.doctor.findings import Failed
+from tpm_mtls.doctor.identity_report import Entry, IdentityReport, observe_identity
+from tpm_mtls.doctor.identity_rules import WRITTEN, judge_clock, judge_identity
+from tpm_mtls.identity import CERTIFICATE, KEY, RECORD, TRUST, IdentityRecord, save_record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tpm_mtls.doctor.findings import Finding
+
+NOW = datetime(2027, 1, 15, tzinfo=UTC)
+SOFT = IdentityRecord(
+    is_tpm=False, device="sensor-17", key=KEY, algorithm="ecc-p256", ca_url="https://ca.example", enrolled_by="token"
+)
+WELL = IdentityReport(
+    folder="/state",
+    exists=True,
+    mode=0o750,
+    record=msgspec.structs.replace(SOFT, is_tpm=True, key="handle:0x81000100", key_name="0b", srk_name="0b"),
+    subject="CN=sensor-17",
+    begins=datetime(2027, 1, 1, tzinfo=UTC),
+    ends=datetime(2027, 3, 31, tzinfo=UTC),
+)
+ERROR = Failed(kind="PemError", message="m", hint="h")
+
+
+def report(**changes: Any) -> IdentityReport:  # noqa: ANN401 - any of its fields
+    return msgspec.structs.replace(WELL, **changes)
+
+
+def unwell(found: list[Finding]) -> list[Finding]:
+    return [each for each in found if each.level != "ok"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A whole identity with a software key."""
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o750)
+    ca = TestCa(tmp_path)
+    identity = ca.software_identity("sensor-17")
+    shutil.copy(str(identity.key), folder / KEY)
+    shutil.copy(identity.certificate, folder / CERTIFICATE)
+    shutil.copy(ca.trust, folder / TRUST)
+    save_record(folder, SOFT)
+    return folder
+
+
+def test_an_identity_in_a_tpm_is_well() -> None:
+    found = judge_identity(WELL, NOW)
+    assert unwell(found) == []
+    assert found[-1].text == "CN=sensor-17, valid until 2027-03-31 00:00 UTC"
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "check", "text"),
+    [
+        ({"exists": False}, "warning", "identity.folder", "/state does not exist"),
+        ({"unreadable": ERROR}, "problem", "identity.folder", "m"),
+        ({"mode": 0o770}, "problem", "identity.folder", r"may write to /state \(mode 0770\)"),
+        ({"record": None, "record_error": ERROR}, "problem", "identity.record", "m"),
+        ({"record": None}, "warning", "identity.record", "no identity in /state yet"),
+        ({"certificate_error": ERROR, "begins": None}, "problem", "identity.certificate", "m"),
+        ({"chain_error": ERROR}, "problem", "identity.chain", "m"),
+        ({"ends": datetime(2027, 1, 14, tzinfo=UTC)}, "problem", "identity.certificate", "the certificate expired"),
+        ({"ends": datetime(2027, 1, 20, tzinfo=UTC)}, "warning", "identity.certificate", "overdue since 2027-01-14"),
+        ({"record": SOFT}, "warning", "identity.software-key", "the key is a file"),
+    ],
+)
+def test_each_fault_is_named(changes: dict[str, Any], level: str, check: str, text: str) -> None:
+    (found,) = unwell(judge_identity(report(**changes), NOW))
+    assert (found.level, found.check) == (level, check)
+    assert re.search(text, found.text), found
+    assert found.remedy
+
+
+def test_an_interrupted_enrollment_is_told_from_none() -> None:
+    begun = report(record=None, entries=(Entry(name=KEY, mode=0o600, uid=0, size=200),))
+    (found,) = unwell(judge_identity(begun, NOW))
+    assert (found.level, found.check) == ("problem", "identity.record")
+    assert "keygen first-boot again" in found.remedy
+
+
+@pytest.mark.parametrize(("mode", "level"), [(0o600, "warning"), (0o640, "problem")])
+def test_a_software_key_is_its_owners_secret(mode: int, level: str) -> None:
+    found = unwell(judge_identity(report(record=SOFT, entries=(Entry(name=KEY, mode=mode, uid=0, size=200),)), NOW))
+    assert found[-1].level == level
+
+
+@pytest.mark.parametrize(
+    ("moment", "level"),
+    [
+        (NOW, "ok"),
+        (WRITTEN - timedelta(days=1), "problem"),
+        (datetime(2200, 1, 1, tzinfo=UTC), "problem"),
+        (datetime(2026, 12, 31, tzinfo=UTC), "problem"),  # before the certificate's validity
+    ],
+)
+def test_the_clock_is_judged_by_what_cannot_be(moment: datetime, level: str) -> None:
+    assert judge_clock(moment, WELL).level == level
+
+
+def test_a_whole_folder_is_read(folder: Path) -> None:
+    found = observe_identity(folder, now())
+    assert [each.name for each in found.entries] == [TRUST, CERTIFICATE, KEY, RECORD]
+    assert (found.mode, found.record, found.subject) == (0o750, SOFT, "CN=sensor-17")
+    assert (found.certificate_error, found.chain_error, found.record_error, found.unreadable) == (None,) * 4
+
+
+def test_what_cannot_be_read_is_said(folder: Path, tmp_path: Path) -> None:
+    assert not observe_identity(tmp_path / "nowhere", now()).exists
+    (folder / TRUST).unlink()
+    chain = observe_identity(folder, now()).chain_error
+    assert chain is not None
+    assert chain.kind == "StorageError"
+    (folder / CERTIFICATE).write_text("nothing")
+    certificate = observe_identity(folder, now()).certificate_error
+    assert certificate is not None
+    assert certificate.kind == "PemError"
+    (folder / RECORD).write_text("{")
+    record = observe_identity(folder, now()).record_error
+    assert record is not None
+    assert record.kind == "IdentityError"
+
+
+def test_a_folder_that_is_a_file_cannot_be_listed(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.touch()
+    found = observe_identity(path, now())
+    assert found.unreadable is not None
+    assert found.unreadable.message == f"cannot list {path}: not a directory"
+
+
+def test_a_folder_of_somebody_else_cannot_be_read(folder: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to be somebody else")
+    os.seteuid(65534)
+    try:
+        found = observe_identity(folder, now())
+    finally:
+        os.seteuid(0)
+    assert found.unreadable is not None
+    assert "permission denied" in found.unreadable.message
+
+
+def test_the_chain_is_checked_while_the_certificate_is_valid(folder: Path) -> None:
+    for moment in (now() + timedelta(days=400), datetime(1970, 1, 1, tzinfo=UTC)):
+        assert observe_identity(folder, moment).chain_error is None
