@@ -58,7 +58,7 @@ def test_codes_are_found(text: str, codes: list[int]) -> None:
 @pytest.mark.parametrize(
     ("text", "error", "hint"),
     [
-        ("", "no response code in that", "0x9a2"),
+        ("", "no response code in that", "tpm-mtls doctor"),
         ("the handle 0x81000001 and 0x1bf, after 0x501", "no response code in that", "as a line of a log"),
         ("error code 99999999999999", "no response code in that", "--help"),
         ("rc=9999999999", "no response code in that", "--help"),
@@ -211,3 +211,44 @@ def test_a_wrong_password_is_0x9a2_or_0x98e_and_other_pcrs_are_0x99d(tpm: Simula
     tpm.tool("tpm2_dictionarylockout", "--setup-parameters", "--max-tries=1")
     assert refusal(tpm, "tpm2_unseal", "-c", "counting.ctx", "-p", "wrong", cwd=tmp_path) == (0x98E,)
     assert refusal(tpm, "tpm2_unseal", "-c", "counting.ctx", "-p", "right", cwd=tmp_path) == (0x921,)
+
+
+SITUATIONS = {
+    "a PCR that only a restart resets": ("tpm2_pcrreset 0", 0x907),
+    "PCR values that are not these": ("tpm2_policypcr -S session.ctx -l sha256:16 -f policy", 0x1C4),
+    "an NV index twice": ("tpm2_nvdefine 0x1500016 -C o -s 8", 0x14C),
+    "an NV index that was never written": ("tpm2_nvread 0x1500016 -C o", 0x14A),
+    "an NV index that is not there": ("tpm2_nvread 0x1500099 -C o", 0x18B),
+    "a handle that is not there": ("tpm2_readpublic -c 0x81000123", 0x18B),
+    "a handle of the platform's": ("tpm2_evictcontrol -C o -c primary.ctx 0x81800001", 0x1CD),
+    "a parent that is none": ("tpm2_create -C child.ctx -G ecc -u a -r b", 0x18A),
+    "a key of another parent": ("tpm2_load -C other.ctx -u child.pub -r child.priv -c never", 0x1DF),
+    "a clear that was disabled": ("tpm2_clear -c l", 0x120),
+    "a key size that it does not have": ("tpm2_createprimary -C o -G rsa4096 -c never", 0x2C4),
+    "a wrong password of the owner": ("tpm2_createprimary -C o -G ecc -P wrong -c never", 0x9A2),
+    "a hierarchy that is switched off": ("tpm2_clearcontrol -C p c", 0x185),
+    "a wrong password of the lockout": ("tpm2_dictionarylockout -c -p wrong", 0x98E),
+    "after that": ("tpm2_dictionarylockout -c", 0x921),
+}
+
+PREPARATION = """\
+tpm2_createprimary -C o -G ecc -c primary.ctx
+tpm2_create -C primary.ctx -G ecc -u child.pub -r child.priv
+tpm2_load -C primary.ctx -u child.pub -r child.priv -c child.ctx
+tpm2_createprimary -C e -G ecc -c other.ctx
+tpm2_createpolicy --policy-pcr -l sha256:16 -L policy
+tpm2_nvdefine 0x1500016 -C o -s 8
+tpm2_clearcontrol -C p s
+tpm2_hierarchycontrol -C p phEnable clear
+tpm2_startauthsession --policy-session -S session.ctx
+"""
+
+
+def test_a_tpm_answers_in_these_situations_what_the_table_says(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    for line in PREPARATION.splitlines():
+        tpm.tool(*line.split(), cwd=tmp_path)
+        tpm.flush()
+    for what, (command, code) in SITUATIONS.items():
+        assert refusal(tpm, *command.split(), cwd=tmp_path) == (code,), what
+    tpm.tool("tpm2_flushcontext", "--loaded-session")
+    tpm.tool("tpm2_flushcontext", "--saved-session")

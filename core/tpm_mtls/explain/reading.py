@@ -45,7 +45,7 @@ def read_codes(text: str) -> tuple[int, ...]:
         return _one(text)
     codes = tuple(dict.fromkeys(code for found in _IN_A_LINE.finditer(text) for code in _codes(found)))
     if not codes:
-        raise UsageError("there is no response code in that", hint=_HINT)
+        raise UsageError("there is no response code in that", hint=f"{_HINT}; without one: tpm-mtls doctor")
     return tuple(code for code in codes if not _told_by_another(code, codes))
 
 

@@ -51,7 +51,7 @@ FORMAT_ONE = {
         "TPM_RC_VALUE",
         "a value is not one that this TPM supports, or is wrong here",
         (
-            "a template with a value that this TPM does not have",
+            "a template with a value that this TPM does not have, such as an RSA key of 4096 bits (0x2c4)",
             "a handle of a kind that the command does not take, or a number out of its range",
             "PolicyPCR (0x1c4): the PCRs do not have the values that it was given",
         ),
@@ -71,7 +71,7 @@ FORMAT_ONE = {
     0x07: Meaning(
         "TPM_RC_KEY_SIZE",
         "this TPM does not support that key size",
-        ("RSA-3072 or RSA-4096 on a chip that has RSA-2048 only", "AES-256 on one that has AES-128 only"),
+        ("RSA-3072 on a chip that has RSA-2048 only (some answer TPM_RC_VALUE)", "AES-256 where there is AES-128 only"),
         "use ecc-p256",
         AlgorithmUnsupportedError,
     ),
@@ -95,6 +95,7 @@ FORMAT_ONE = {
         "the TPM has nothing at that handle",
         (
             "the key was never made persistent there, or was removed, or the TPM was cleared",
+            "a key file's parent, the SRK, is not there: the file is another TPM's, or the TPM was cleared",
             "the NV index is not defined",
             "a transient key is gone: the TPM restarted, or /dev/tpmrm0 flushed it when its program ended",
         ),
