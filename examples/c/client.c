@@ -70,22 +70,25 @@ static bool configure(SSL_CTX *context, const char *ca, const char *certificate,
 }
 
 /* Sends a GET request, copies the answer to standard output, and says whether its status was 2xx. */
-static bool request(BIO *connection, const char *host, const char *path) {
-    char piece[4096], status[4] = "";
+static bool request(SSL *ssl, const char *host, const char *path) {
+    char piece[4096], status[] = "000";
     int length, total = 0;
 
-    if (BIO_printf(connection, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", path, host) <= 0)
+    length = BIO_snprintf(piece, sizeof piece, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", path, host);
+    if (length < 0 || SSL_write(ssl, piece, length) != length)
         return failed("cannot send the request");
-    while ((length = BIO_read(connection, piece, sizeof piece)) > 0) {
-        if (total == 0 && length > 12)
-            memcpy(status, piece + strlen("HTTP/1.1 "), 3);
+    while ((length = SSL_read(ssl, piece, sizeof piece)) > 0) {
+        if (total == 0 && length > 12) /* HTTP/1.1 200 */
+            memcpy(status, piece + 9, 3);
         total += length;
         if (total > ANSWER_LIMIT)
             return failed("the answer is longer than 1 MiB");
         fwrite(piece, 1, (size_t)length, stdout);
     }
-    if (length < 0 || total == 0) /* with TLS 1.3 a refused certificate shows here, not in the handshake */
+    if (total == 0) /* with TLS 1.3 a refused certificate shows here, not in the handshake */
         return failed("the server did not answer");
+    if ((SSL_get_shutdown(ssl) & SSL_RECEIVED_SHUTDOWN) == 0)
+        return failed("the answer is cut off");
     return status[0] == '2';
 }
 
@@ -121,7 +124,7 @@ static bool talk(SSL_CTX *context, const char *host, const char *port, const cha
     else if (BIO_do_handshake(connection) != 1)
         done = failed("the handshake failed");
     else
-        done = request(connection, host, path);
+        done = request(ssl, host, path);
     BIO_free_all(connection);
     return done;
 }
