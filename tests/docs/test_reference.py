@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 MANUALS = sorted((ROOT / "packaging" / "man").iterdir())
 
+ANSWERS_NOTHING = {"tpm-mtls secret exec"}  # another program takes its place
+
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
@@ -64,6 +66,16 @@ def test_every_command_has_a_section_and_every_option_is_in_it(script: Callable[
         for option in command.options:
             assert f"- `{option.names}`" in section, command.name
         assert "--help" in section
+
+
+def test_every_command_says_what_it_is_for_with_an_example_and_answers_scripts(script: Callable[[str], Any]) -> None:
+    for command in script("reference_cli").command_line().walk():
+        assert command.summary, command.name
+        assert all(option.text for option in command.options), command.name
+        if not command.commands:
+            assert any("Example" in block.text for block in command.epilog), command.name
+            names = {option.names for option in command.options}
+            assert "--json" in names or command.name in ANSWERS_NOTHING, command.name
 
 
 @pytest.mark.skipif(not shutil.which("groff"), reason="groff is not installed")
