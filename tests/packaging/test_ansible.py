@@ -33,6 +33,9 @@ class Playbook:
             "tpm_mtls_hardening_file": str(folder / "etc" / "hardening.toml"),
             "tpm_mtls_state_dir": str(folder / "state"),
             "tpm_mtls_tcti": tpm.tcti,
+            "tpm_mtls_user": "root" if os.geteuid() == 0 else "",  # who has no need to be asked for a password
+            "tpm_mtls_become": False,
+            "tpm_mtls_at_boot": False,
         }
 
     def __call__(self, *options: str, status: int = 0) -> tuple[str, dict[str, int]]:
