@@ -48,20 +48,25 @@ def _content(path: Path) -> str | None:
     return path.read_text() if path.exists() else None
 
 
+def write(made: dict[str, str], project: Path) -> list[str]:
+    """Writes what differs below ``project``, removes what is not made any more, and returns the paths of both."""
+    found = outdated(made, project)
+    for path in found:
+        if path in made:
+            (project / path).parent.mkdir(parents=True, exist_ok=True)
+            (project / path).write_text(made[path])
+        else:
+            (project / path).unlink()
+    return found
+
+
 def main() -> int:
     """Writes the pages, or with --check says which ones would change."""
     parser = argparse.ArgumentParser(description="The reference pages, made from the program itself.")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is not as it should be")
     arguments = parser.parse_args()
-    made = pages()
-    found = outdated(made, ROOT)
-    for path in found:
-        print(path)
-        if not arguments.check and path in made:
-            (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
-            (ROOT / path).write_text(made[path])
-        elif not arguments.check:
-            (ROOT / path).unlink()
+    found = (outdated if arguments.check else write)(pages(), ROOT)
+    print(*found, sep="\n", end="\n" if found else "")
     return 1 if arguments.check and found else 0
 
 

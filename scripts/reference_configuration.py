@@ -153,8 +153,12 @@ def _file() -> Iterator[str]:
     yield f"## {constant('tpm_mtls.configuration', 'DEFAULT_FILE')}"
     yield "TOML, for all programs of a machine; unknown settings are refused. An example: `packaging/config.toml`."
     values = {"relay": f"`{'`, `'.join(_words(module, 'RelayUse'))}`"}
-    rows = [(f"`{name}`", values.get(name, "text"), text) for name, text in attributes(module, "Configuration").items()]
-    yield _table(("setting", "values", "what for"), rows)
+    rows = []
+    for name, text in attributes(module, "Configuration").items():
+        variable = f"TPM_MTLS_{name.upper()}"
+        before = [f"`--{name.replace('_', '-')}`", *([f"`{variable}`"] if variable in VARIABLES else [])]
+        rows.append((f"`{name}`", values.get(name, "text"), text.rstrip("."), ", ".join(before)))
+    yield _table(("setting", "values", "what for", "what goes before it"), rows)
 
 
 def _words(module: Module, name: str) -> list[str]:

@@ -41,14 +41,21 @@ def test_every_page_is_what_the_program_says(script: Callable[[str], Any]) -> No
     assert reference.outdated(reference.pages(), ROOT) == [], "run scripts/reference.py"
 
 
-def test_a_page_that_differs_is_missing_or_stale_is_named(script: Callable[[str], Any], tmp_path: Path) -> None:
+def test_a_page_that_differs_is_missing_or_stale_is_named_and_put_right(
+    script: Callable[[str], Any], tmp_path: Path
+) -> None:
     reference = script("reference")
     folder = tmp_path / "packaging" / "man"
     folder.mkdir(parents=True)
     for name in ("same.1", "other.1", "old.1"):
         (folder / name).write_text("text\n")
     made = {f"packaging/man/{name}": "text\n" for name in ("same.1", "new.1")} | {"packaging/man/other.1": "another\n"}
-    assert reference.outdated(made, tmp_path) == [f"packaging/man/{name}.1" for name in ("new", "old", "other")]
+    found = [f"packaging/man/{name}.1" for name in ("new", "old", "other")]
+    assert reference.outdated(made, tmp_path) == found
+    assert reference.write(made, tmp_path) == found
+    assert reference.outdated(made, tmp_path) == []
+    assert sorted(path.name for path in folder.iterdir()) == ["new.1", "other.1", "same.1"]
+    assert (folder / "other.1").read_text() == "another\n"
 
 
 def test_the_program_itself_checks() -> None:
