@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parents[2] / "docs" / "tutorial"
 PORTS = ("8080", "8443", "8444", "9443", "9444")  # in a test each is another one, that is free
 _FREE_PORTS = range(15000, 30000)  # below Linux' own choice for outgoing connections (ip_local_port_range)
-_TIMEOUT = 100.0
 _MARK = "==step=="
 _BLOCK = re.compile(r"^```(?P<language>sh|console)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 _STATUS = re.compile(r"\s+# exit status (?P<status>\d+)$")
@@ -115,11 +114,12 @@ def agrees(shown: str, seen: str) -> bool:
 
 
 class Reader:
-    """Somebody who follows pages, one after the other, at home in ``home``."""
+    """Somebody at home in ``home`` who follows ``pages`` one by one, each for at most ``patience`` seconds."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, pages: Path = FOLDER, *, patience: float = 100.0) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
+        self._pages, self._patience = pages, patience
         free = random.sample(_FREE_PORTS, 8 * len(PORTS))
         self._ports = dict(zip(PORTS, filter(_is_free, free), strict=False))
         kept = {"LANG", "XDG_RUNTIME_DIR", "TMPDIR"}
@@ -133,7 +133,7 @@ class Reader:
 
         With ``until`` only what stands above that heading.
         """
-        page = FOLDER / f"{name}.md"
+        page = self._pages / f"{name}.md"
         text, heading, _ = page.read_text().partition(f"\n## {until}\n")
         assert heading or until is None, f"{page} has no heading {until}"
         found = steps(text)
@@ -175,7 +175,7 @@ class Reader:
                 start_new_session=True,
             )
             try:
-                shell.wait(_TIMEOUT)
+                shell.wait(self._patience)
             except subprocess.TimeoutExpired:
                 raise AssertionError(f"{name} does not end, or left a program running:\n{output.read_text()}") from None
             finally:
