@@ -147,6 +147,8 @@ def test_a_key_with_an_authorization_value_is_not_tried_because_that_would_count
     assert found.problems == []
     assert {each.check: each.text for each in found.findings}["tpm.lockout"] == "no wrong authorization value counts"
     assert "was not tried" in found.findings[-1].text
+    tried = try_openssl(job(patient, protected=True, peers=(backend_peer(NOBODY_LISTENS),)))
+    assert (tried.key, tried.peers[0].untried) == ("protected", True)
     assert patient.examine().tpm.condition.lockout_counter == 0  # type: ignore[union-attr]  # it answered
 
 
