@@ -22,7 +22,7 @@ _PRELUDE = r"""
 set -euo pipefail
 tpm-mtls() {
   case $1 in
-    seal | unseal | pcr) command tpm-mtls "$@" --state-dir "$STATE" ;;
+    seal | unseal | pcr | provision) command tpm-mtls "$@" --state-dir "$STATE" ;;
     server) command tpm-mtls "$@" --database "$DATABASE" ;;
     *) command tpm-mtls "$@" ;;
   esac

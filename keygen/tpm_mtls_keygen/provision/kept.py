@@ -92,7 +92,7 @@ def begin(tpm: Tpm, kept: Kept, value: Secret | None = None) -> Secret:
         StorageError: it cannot be written.
     """
     made = value or Secret(secrets.token_hex(_BYTES).encode())
-    content = seal_value(tpm, made) if kept.sealed else made.value + b"\n"
+    content = seal_value(tpm, made) if kept.sealed else made.value  # no newline: tpm2-tools' file: would take it, too
     make_folder(kept.path.parent)
     write_atomic(kept.begun, content, mode=PRIVATE_FILE)
     return made
