@@ -2,17 +2,16 @@
 # Builds a Debian package of this checkout, for this machine's Debian release and architecture, from what ./run setup has
 # installed: nothing is fetched. Prints the package's path.
 #
-#   packaging/debian/build.sh [FOLDER]      where the package goes; dist without
+#   packaging/debian/build.sh [FOLDER]      where the package goes; the checkout's dist without
 #
 # Debian's own Python packages are older than what is needed here, so that they come along, in /usr/lib/tpm-mtls, where
 # they disturb nobody; and so does OpenSSL's tpm2 provider, where Debian's is too old. DEBFULLNAME and DEBEMAIL say who
 # made it (as for dch(1)), COMPRESSION how it is compressed (xz; see dpkg-deb(1)).
 set -euo pipefail
 umask 022
-cd "$(dirname "$0")/../.."
-
-OUT=$(realpath -m "${1:-dist}")
+OUT=$(realpath -m "${1:-$(dirname "$0")/../../dist}")
 readonly OUT
+cd "$(dirname "$0")/../.."
 readonly PYTHON=$PWD/.venv/bin/python
 readonly HOME_OF_IT=usr/lib/tpm-mtls # beside Debian's folders for Python: nobody else imports from it
 

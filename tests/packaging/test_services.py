@@ -45,7 +45,7 @@ def identifier(unit: Path) -> str:
 
 @pytest.mark.parametrize("unit", OURS, ids=identifier)
 def test_each_unit_gives_a_command_that_takes_it(unit: Path) -> None:
-    assert parsed(unit).command.name in {"first-boot", "renew", "serve", "run"}
+    assert parsed(unit).command.name in {"provision", "first-boot", "renew", "serve", "run"}
 
 
 @pytest.mark.parametrize("unit", OURS, ids=identifier)

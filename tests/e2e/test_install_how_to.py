@@ -1,0 +1,112 @@
+"""docs/how-to/install.md: its commands as they stand, and the files that it has people write."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.how_to import HowTo
+from support.installed import ROOT
+from support.units import FOLDER, UNITS, command, setting, settings
+from tpm_mtls.certificates import load_certificates
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.tpm import SimulatedTpm
+
+# systemd does not run here: what is to be started must be there, and what is to own a folder must be a unit's user
+_SYSTEMCTL = """
+systemctl() { for unit in "${@:3}"; do [ -e "$UNITS/$unit" ]; done; }
+chown() { grep -q "^User=${2%:}$" "$UNITS"/*.service; }
+"""
+
+
+@pytest.fixture
+def page(tpm: SimulatedTpm, tmp_path: Path) -> HowTo:
+    (tmp_path / "etc").mkdir()
+    instead = {
+        "packaging/debian/build.sh": f"{ROOT}/packaging/debian/build.sh",
+        "apt-get install": "dpkg-deb --info",
+        ".venv/bin/python -m hatchling": f"cd {ROOT} && .venv/bin/python -m hatchling",
+        "--directory dist": f"--directory {tmp_path}/dist && cd {tmp_path}",
+        "/etc/tpm-mtls": f"{tmp_path}/etc",
+        "/var/lib/tpm-mtls-pki": f"{tmp_path}/ca",
+        "pki init": f"pki init --ca-dir {tmp_path}/ca",
+        "pki issue": f"pki issue --ca-dir {tmp_path}/ca",
+    }
+    return HowTo("install", tpm, tmp_path, instead)
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg")
+def test_a_debian_package(page: HowTo) -> None:
+    (block,) = page.blocks("A Debian package")
+    done = page.run(block, COMPRESSION="none", SOURCE_DATE_EPOCH="1700000000")
+    assert "Package: tpm-mtls" in done.stdout
+
+
+def test_a_wheel(page: HowTo) -> None:
+    """The requirements come from this environment: pip would fetch them."""
+    (block,) = page.blocks("A wheel")
+    vendoring = f"python {ROOT}/scripts/vendor.py dist/*.whl app/lib/python3*/site-packages"
+    block = block.replace("app/bin/pip", f"{vendoring}\napp/bin/pip").replace("install dist", "install --no-index dist")
+    assert "tpm-mtls, version" in page.run(block).stdout
+
+
+def test_a_ca_and_a_backend(page: HowTo) -> None:
+    (page.folder / "ca").mkdir()  # the package makes it
+    (block,) = page.blocks("A CA")
+    page.run(_SYSTEMCTL + block, UNITS=str(FOLDER))
+    passphrase = page.folder / "etc" / "ca.passphrase"
+    assert passphrase.stat().st_mode & 0o777 == 0o600
+
+    (block,) = page.blocks("A backend")
+    page.run(_SYSTEMCTL + block, UNITS=str(FOLDER))
+    assert (page.folder / "etc" / "server.key.pem").stat().st_mode & 0o777 == 0o600
+    chain = load_certificates(page.folder / "etc" / "server.pem")
+    assert len(chain) == 2
+    assert (page.folder / "etc" / "ca.pem").read_bytes() == (page.folder / "ca" / "root.pem").read_bytes()
+
+
+def test_a_device(page: HowTo) -> None:
+    (page.folder / "root.pem").write_text("root")
+    for block in page.blocks("A device"):
+        page.run(_SYSTEMCTL + block, UNITS=str(FOLDER))
+    assert (page.folder / "etc" / "first-boot.env").read_text() == "CA=https://ca.example:8443\n"
+
+
+def test_a_command_of_the_page_that_fails_would_be_noticed(page: HowTo) -> None:
+    with pytest.raises(AssertionError):
+        page.run(_SYSTEMCTL + "systemctl enable --now tpm-mtls-frist-boot.service", UNITS=str(FOLDER))
+
+
+@pytest.mark.parametrize("unit", ["first-boot", "pki", "server"])
+def test_what_goes_into_an_environment_file_is_what_the_unit_reads(unit: str, page: HowTo) -> None:
+    (block,) = re.findall(rf"^# /etc/tpm-mtls/{unit}\.env\n(.*?)^```$", page.text, re.DOTALL | re.MULTILINE)
+    given = dict(line.split("=", 1) for line in block.splitlines())
+    service = FOLDER / f"tpm-mtls-{unit}.service"
+    assert setting(service, "EnvironmentFile").removeprefix("-") == f"/etc/tpm-mtls/{unit}.env"
+    texts = [path.read_text() for path in UNITS if f"/etc/tpm-mtls/{unit}.env" in path.read_text()]
+    for name in given:
+        assert any(f"${{{name}}}" in text or f"${name}\n" in text for text in texts), name
+    for value in re.findall(r"\$\{(\w+)\}", setting(service, "ExecStart")):
+        defaults = " ".join(settings(service, "Environment"))
+        assert value in given or f"{value}=" in defaults or value == "CREDENTIALS_DIRECTORY"
+    assert command(service)
+
+
+def test_the_table_of_services_has_them_all(page: HowTo) -> None:
+    (table,) = [part for part in page.text.split("\n## ") if part.startswith("The services")]
+    named = set()
+    for first, second in re.findall(r"^\| (tpm-mtls-[\w-]+\.service)(?:, (\.\w+))? \|", table, re.MULTILINE):
+        named |= {first, first.replace(".service", second)} if second else {first}
+    assert named == {unit.name for unit in UNITS}
+
+
+def test_each_drop_in_that_the_page_names_is_there(page: HowTo) -> None:
+    named = re.findall(r"`(drop-ins/[^`]+\.conf)`", page.text)
+    assert len(named) >= 4
+    assert all((FOLDER / name).exists() for name in named)
