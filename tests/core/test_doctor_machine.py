@@ -12,7 +12,7 @@ import pytest
 
 from support.patient import FakeMachine
 from tpm_mtls.doctor.machine import Chip, Holder, Machine, Node, Places, observe_machine
-from tpm_mtls.doctor.machine_rules import judge_machine
+from tpm_mtls.doctor.machine_rules import judge_machine, named_device
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,6 +159,20 @@ def test_a_node_that_is_gone_again_and_owners_without_a_name_are_no_error(tmp_pa
     seen = observe_machine(fake.places)
     assert [each.name for each in seen.nodes] == ["tpm0", "tpmrm0"]
     assert os.geteuid() or str(seen.nodes[0]).endswith("(54321:54321 0600)")
+
+
+def test_a_link_stands_for_the_node_that_it_leads_to(tmp_path: Path) -> None:
+    fake = FakeMachine(tmp_path)
+    (tmp_path / "my-tpm").symlink_to(fake.dev / "tpmrm0")
+    tcti = f"device:{tmp_path}/my-tpm"
+    found = judge_machine(observe_machine(fake.places, named_device(tcti)), tcti)
+    assert [each.level for each in found] == ["ok"] * 3
+    elsewhere = tmp_path / "tpmrm0"
+    elsewhere.touch(mode=0o600)
+    found = judge_machine(observe_machine(fake.places, elsewhere), f"device:{elsewhere}")
+    assert found[0].text.startswith(f"{elsewhere} (")
+    (lost,) = judge_machine(observe_machine(fake.places, tmp_path / "none"), f"device:{tmp_path}/none")
+    assert lost.level == "problem"
 
 
 def test_this_very_machine_can_be_looked_at() -> None:

@@ -201,13 +201,27 @@ def test_a_child_answers_what_this_process_would(tpm: SimulatedTpm, tmp_path: Pa
     assert seen.condition is not None
 
 
-def test_a_child_that_is_late_is_ended_and_one_that_breaks_is_named() -> None:
+def test_a_child_that_is_late_is_ended_and_one_that_breaks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     late = TpmJob(tcti="cmd:exec sleep 60", folder="")
     with pytest.raises(TpmUnavailableError, match=r"does not answer within 0\.2 seconds") as refused:
         ask_child(TPM, late, TpmReport, patience=0.2)
     assert "another program hold it" in refused.value.hint
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "late.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(children, "OPENSSL", "late")
+    with pytest.raises(TpmUnavailableError, match="the device's key and the servers did not end") as refused:
+        ask_child("late", late, TpmReport, patience=0.2)
+    assert "name service" in refused.value.hint
     with pytest.raises(TpmMtlsError, match=r"no_such_program ended without an answer \(status 1\): .*No module named"):
         ask_child("no_such_program", late, TpmReport, patience=60)
+
+
+def test_openssls_configuration_reaches_only_the_child_that_tries_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENSSL_CONF", "/openssl.cnf")
+    assert children._environment(OPENSSL)["OPENSSL_CONF"] == "/openssl.cnf"
+    assert "OPENSSL_CONF" not in children._environment(TPM)
 
 
 def test_a_child_that_does_not_end_by_itself_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,22 +31,18 @@ def ask_child(program: str, job: TpmJob | OpensslJob, answer: type[R], *, patien
     """What ``program`` answers to ``job``.
 
     Raises:
-        TpmUnavailableError: it does not answer within ``patience`` seconds: it waits for the TPM, which alone can be so
-            late. It is ended by SIGTERM, so that it leaves nothing in the TPM, and else by SIGKILL.
+        TpmUnavailableError: it does not answer within ``patience`` seconds. It is ended by SIGTERM, so that it leaves
+            nothing in the TPM, and else by SIGKILL.
         TpmMtlsError: it ended without an answer.
     """
     pipe = subprocess.PIPE
     command = [sys.executable, "-P", "-m", program]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment()) as child:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment(program)) as child:
         try:
             said, complaint = child.communicate(msgspec.json.encode(job), timeout=patience)
         except subprocess.TimeoutExpired as error:
             _end(child)
-            raise TpmUnavailableError(
-                f"the TPM at {job.tcti} does not answer within {patience:g} seconds",
-                hint="does another program hold it, such as tpm2-abrmd? end that, or name its --tcti",
-                tcti=str(job.tcti),
-            ) from error
+            raise _late(program, str(job.tcti), patience) from error
         except BaseException:
             _end(child)
             raise
@@ -60,9 +56,26 @@ def ask_child(program: str, job: TpmJob | OpensslJob, answer: type[R], *, patien
         ) from error
 
 
-def _environment() -> dict[str, str]:
-    # libtss2 writes lines of its own to stderr
-    return {"TSS2_LOG": "all+none"} | child_environment()
+def _late(program: str, tcti: str, patience: float) -> TpmUnavailableError:
+    if program == OPENSSL:
+        return TpmUnavailableError(
+            f"trying the device's key and the servers did not end within {patience:g} seconds",
+            hint="does the name service answer (getent hosts NAME)? else the TPM hangs: restart it",
+            tcti=tcti,
+        )
+    return TpmUnavailableError(
+        f"the TPM at {tcti} does not answer within {patience:g} seconds",
+        hint="does another program hold it, such as tpm2-abrmd? end that, or name its --tcti",
+        tcti=tcti,
+    )
+
+
+def _environment(program: str) -> dict[str, str]:
+    """OpenSSL's own configuration is for that child only: it may load the provider, which opens the TPM too."""
+    own = child_environment()
+    if program != OPENSSL:
+        own.pop("OPENSSL_CONF", None)
+    return {"TSS2_LOG": "all+none"} | own  # libtss2 writes lines of its own to stderr
 
 
 def _end(child: subprocess.Popen[Any]) -> None:

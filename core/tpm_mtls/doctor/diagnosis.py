@@ -12,7 +12,7 @@ from tpm_mtls.doctor.findings import Failed, Finding, failed, problem_of, proble
 from tpm_mtls.doctor.identity_report import IdentityReport, observe_identity
 from tpm_mtls.doctor.identity_rules import judge_clock, judge_identity
 from tpm_mtls.doctor.machine import Machine, Places, observe_machine
-from tpm_mtls.doctor.machine_rules import judge_machine
+from tpm_mtls.doctor.machine_rules import judge_machine, named_device
 from tpm_mtls.doctor.openssl_report import OpensslJob, OpensslReport, Peer
 from tpm_mtls.doctor.openssl_rules import judge_openssl, judge_peer
 from tpm_mtls.doctor.servers import ca_peer
@@ -81,8 +81,8 @@ def diagnose(settings: Settings, *, now: Callable[[], datetime]) -> Diagnosis:
     """
     present = now()
     identity = observe_identity(settings.folder, present)
-    machine = observe_machine(settings.places)
     tcti, findings = _where(settings.tcti)
+    machine = observe_machine(settings.places, named_device(tcti))
     if tcti:
         findings += judge_machine(machine, tcti)
     reachable = bool(tcti) and not problems(findings)

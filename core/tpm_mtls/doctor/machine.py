@@ -118,9 +118,9 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     contained: bool = False
 
 
-def observe_machine(places: Places) -> Machine:
-    """What ``places`` show; what this user may not see is not there."""
-    nodes = tuple(_nodes(places))
+def observe_machine(places: Places, wanted: Path | None = None) -> Machine:
+    """What ``places`` show, and the node ``wanted`` wherever it is; what this user may not see is not there."""
+    nodes = tuple(_nodes(places, wanted))
     user = _user_name(os.geteuid())
     processes = list(_processes(places.proc))
     return Machine(
@@ -139,11 +139,10 @@ def observe_machine(places: Places) -> Machine:
     )
 
 
-def _nodes(places: Places) -> Iterator[Node]:
-    for path in _listed(places.dev):
-        if not _NODE.fullmatch(path.name):
-            continue
-        with suppress(OSError):  # gone again
+def _nodes(places: Places, wanted: Path | None) -> Iterator[Node]:
+    found = {path for path in _listed(places.dev) if _NODE.fullmatch(path.name)}
+    for path in sorted(found | ({wanted} if wanted is not None else set())):
+        with suppress(OSError):  # gone again, or never there
             status = path.stat()
             yield Node(
                 path=str(path),

@@ -1,4 +1,4 @@
-"""What the machine's device nodes, drivers, rights and resource managers mean. Pure."""
+"""What the machine's device nodes, drivers, rights and resource managers mean. Pure, but for symbolic links."""
 
 from __future__ import annotations
 
@@ -30,16 +30,22 @@ def judge_machine(machine: Machine, tcti: str) -> list[Finding]:
     4. This user may open it, and not everybody.
     5. Nobody else holds it, and it has one resource manager.
     """
-    name, _, configuration = tcti.removeprefix("pcap:").partition(":")
+    name = tcti.removeprefix("pcap:").partition(":")[0]
     if name == "tabrmd":  # 1
         return [_tabrmd(machine)]
     if name != "device":
         return [ok(_DEVICE, f"the TPM is reached by {name}: this machine's own device is not needed")]
-    wanted = Path(configuration).name
-    node = next((each for each in machine.nodes if each.name == wanted), None)
+    wanted = named_device(tcti)
+    node = next((each for each in machine.nodes if each.path == str(wanted)), None)
     if node is None:
-        return [_missing(machine, configuration, wanted)]  # 2
+        return [_missing(machine, str(wanted))]  # 2
     return [*_found(machine, node), *_rights(machine, node), *_conflicts(machine, node)]
+
+
+def named_device(tcti: str) -> Path | None:
+    """The device node that ``tcti`` names, where symbolic links lead; none if it names none."""
+    name, _, path = tcti.removeprefix("pcap:").partition(":")
+    return Path(path).resolve() if name == "device" else None
 
 
 def _tabrmd(machine: Machine) -> Finding:
@@ -53,7 +59,8 @@ def _tabrmd(machine: Machine) -> Finding:
     )
 
 
-def _missing(machine: Machine, path: str, wanted: str) -> Finding:
+def _missing(machine: Machine, path: str) -> Finding:
+    wanted = Path(path).name
     chip = next((each for each in machine.chips if each.name == wanted.replace("tpmrm", "tpm")), None)
     if chip is not None and chip.version == "1":
         return _old(path)
