@@ -105,7 +105,7 @@ def test_the_owners_authorization_value_is_needed_to_make_it(tpm: SimulatedTpm) 
     with open_tpm(tpm.tcti, owner_authorization=Secret(b"wrong")) as opened:
         with pytest.raises(AuthorizationError, match="cannot create a primary key: wrong") as caught:
             opened.srk.ensure()
-        assert caught.value.hint == "give the right one: --owner-auth prompt, file:F or credential:NAME"
+        assert caught.value.hint == "give the right one: --owner-auth prompt, file:F, credential:NAME or sealed:F"
     with open_tpm(tpm.tcti) as opened, pytest.raises(AuthorizationError, match="cannot create a primary key"):
         opened.srk.create_key(KeyAlgorithm.ECC_P256)
     with open_tpm(tpm.tcti, owner_authorization=Secret(b"secret")) as opened:

@@ -85,7 +85,7 @@ def test_create_with_authorization_values_from_files(
     owner = secret(tmp_path / "owner", "owner secret")
     key = secret(tmp_path / "key")
     errors = keygen("create", "--handle", "next", status=4)
-    assert "hint: give the right one: --owner-auth prompt, file:F or credential:NAME" in errors
+    assert "hint: give the right one: --owner-auth prompt, file:F, credential:NAME or sealed:F" in errors
     keygen("create", "--handle", "next", "--owner-auth", owner, "--auth", key)
     assert "cannot sign" in keygen("csr", "--key", "handle:0x81000100", "--out", "csr.pem", status=4)
     keygen("csr", "--key", "handle:0x81000100", "--out", "csr.pem", "--auth", key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -321,4 +322,13 @@ def test_killed_at_the_clear_it_finishes(tpm: SimulatedTpm, provision: Hardening
     provision("apply", *options)
 
     assert provision.srk_name() != srk
+    provision.assert_done()
+
+
+def test_two_at_once_take_turns(provision: Hardening) -> None:
+    """The second one waits for the first, sees what it did and changes nothing: no value is set twice."""
+    command = [sys.executable, "-m", "tpm_mtls", *provision.command("apply"), "--json"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = [json.loads(process.communicate(timeout=30)[0]) for process in both]
+    assert sorted(answer["changes"] for answer in answers) == [0, 7]
     provision.assert_done()
