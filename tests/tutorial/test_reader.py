@@ -67,6 +67,19 @@ def test_ports_are_free_ones_and_shown_as_written(follow: Callable[[str], None])
     follow(console("$ echo https://localhost:8443/", "https://localhost:8443/", "$ [ 8443 -ge 15000 ]"))
 
 
+def test_a_page_leaves_nothing_loaded_in_the_tpm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TPM2TOOLS_TCTI", "device:/dev/null")  # the reader's shell begins without such things
+    start = '[ -z "$TPM2TOOLS_TCTI" ]\nexport TPM2TOOLS_TCTI="$(tpm-mtls simulator start --dir tpm --no-ek-cert)"\n'
+    (tmp_path / "tidy.md").write_text(f"```sh\n{start}tpm2_getrandom --hex 8\n```\n")
+    (tmp_path / "untidy.md").write_text(f"```sh\n{start}tpm2_createprimary --key-algorithm ecc\n```\n")
+    Reader(tmp_path / "home", tmp_path).follow("tidy")
+    reader = Reader(tmp_path / "home", tmp_path)
+    reader.follow("untidy")
+    with pytest.raises(AssertionError):
+        reader.finish()
+    reader.finish()
+
+
 @pytest.mark.parametrize(
     ("shown", "seen"),
     [
