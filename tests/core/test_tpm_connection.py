@@ -130,7 +130,7 @@ def test_what_the_tpm_does_not_have_is_an_unsupported_algorithm(tpm: SimulatedTp
         opened.srk.ensure()
         with pytest.raises(AlgorithmUnsupportedError, match="cannot create a key: this TPM does not support") as caught:
             opened.create_child(SRK_HANDLE, bytes(template), None)
-    assert caught.value.hint == "use ecc-p256"
+    assert caught.value.hint == "for a new key use ecc-p256; where it is about PCRs see tpm-mtls pcr diff"
 
 
 def test_a_tpm_without_create_loaded_makes_keys_with_create_and_load(tpm: SimulatedTpm, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ FORMAT_ONE = {
     ),
     0x04: Meaning(
         "TPM_RC_VALUE",
-        "a value is not one that this TPM supports, or is wrong here",
+        "this TPM does not support that value, or it is wrong here",
         (
             "a template with a value that this TPM does not have, such as an RSA key of 4096 bits (0x2c4)",
             "a handle of a kind that the command does not take, or a number out of its range",
