@@ -66,6 +66,10 @@ def test_a_machine_as_distributions_set_it_up_is_well() -> None:
         ),
         (
             {"holders": (Holder(program="vendor-tool", pid=7, path="/dev/tpm0"),)},
+            TCTI, "warning", r"vendor-tool \(process 7\) holds /dev/tpm0: what it loads", "let it use /dev/tpmrm0",
+        ),
+        (
+            {"holders": (Holder(program="vendor-tool", pid=7, path="/dev/tpm0"),)},
             "device:/dev/tpm0", "problem", "held by vendor-tool", "--tcti device:/dev/tpmrm0; or end vendor-tool",
         ),
         (

@@ -17,6 +17,7 @@ import pytest
 from support.healthy_device import HANDLE
 from support.https_server import HttpsServer, fixed, http
 from support.patient import NOBODY_LISTENS, Patient
+from support.policies import extend, pcr_policy
 from tpm_mtls.authorization import Secret
 from tpm_mtls.doctor import children, openssl_report
 from tpm_mtls.doctor.children import OPENSSL, TPM, ask_child
@@ -135,6 +136,15 @@ def test_a_key_that_is_gone_does_not_sign(tpm: SimulatedTpm, tmp_path: Path) -> 
     found = try_openssl(job(patient))
     assert found.key_error is not None
     assert found.key_error.kind == "HandleNotFoundError"
+
+
+def test_a_key_whose_policy_does_not_hold_does_not_sign(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    patient = Patient(tpm, tmp_path, policy=[pcr_policy()])
+    assert try_openssl(job(patient)).key == "signed"
+    extend(tpm)
+    found = try_openssl(job(patient))
+    assert found.key_error is not None
+    assert found.key_error.kind == "PolicyRefusedError"
 
 
 def test_a_key_with_an_authorization_value_is_not_tried_because_that_would_count(

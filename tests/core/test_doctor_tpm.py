@@ -179,6 +179,10 @@ def test_a_tpm_that_does_not_answer_is_all_there_is_to_say(kind: str, check: str
     assert (found.check, found.level, found.text, found.remedy) == (check, "problem", "m", "h")
 
 
+def test_what_was_never_asked_says_nothing() -> None:
+    assert judge_tpm(TpmReport(), RAW, None) == []
+
+
 def test_an_error_that_came_later_is_told_after_what_explains_it() -> None:
     full = report({"transient_loaded": 3, "transient_available": 0}, srk="", srk_is_key=False, seen=None)
     found = judge_tpm(msgspec.structs.replace(full, error=Failed(kind="K", message="m", hint="h")), RAW, RECORD)

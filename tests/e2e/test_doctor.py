@@ -19,6 +19,7 @@ from support.certificates import TestCa, now
 from support.event_logs import keep_banks
 from support.https_server import HttpsServer, fixed, http
 from support.patient import NOBODY_LISTENS, FakeMachine, Patient
+from support.policies import extend, pcr_policy
 from tpm_mtls.doctor.servers import backend_peer, ca_peer
 from tpm_mtls.identity import CERTIFICATE, KEY, RECORD, TRUST
 
@@ -170,6 +171,14 @@ def test_11_something_else_is_in_the_storage_root_keys_place(patient: Patient, t
     tpm.flush()
     found = patient.cause()
     is_about(found, "tpm.storage-root-key", "0x81000001 is occupied by something else", "tpm2_evictcontrol")
+
+
+def test_11_the_machine_has_booted_something_else(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    patient = Patient(tpm, tmp_path, policy=[pcr_policy()])
+    assert patient.examine().problems == []
+    extend(tpm)
+    (found,) = patient.examine().problems
+    is_about(found, "identity.key", "policy", "tpm-mtls|sign|boot")
 
 
 # OpenSSL

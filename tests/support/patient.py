@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from support.certificates import TestCa
     from support.tpm import SimulatedTpm
-    from tpm_mtls.authorization import Secret
     from tpm_mtls.doctor.diagnosis import Diagnosis
     from tpm_mtls.doctor.findings import Finding
 
@@ -44,10 +43,8 @@ class Patient:
         ca: who issued the certificate.
     """
 
-    def __init__(
-        self, tpm: SimulatedTpm, root: Path, *, persistent: bool = True, authorization: Secret | None = None
-    ) -> None:
-        self.device = Device(tpm, root, persistent=persistent, authorization=authorization)
+    def __init__(self, tpm: SimulatedTpm, root: Path, **device: Any) -> None:  # noqa: ANN401 - as Device's
+        self.device = Device(tpm, root, **device)
         self.folder = self.device.folder
         self.ca: TestCa = self.device._ca
         write_atomic(self.folder / TRUST, self.ca.trust.read_bytes())

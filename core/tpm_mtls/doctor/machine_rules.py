@@ -147,11 +147,17 @@ def _conflicts(machine: Machine, node: Node) -> Iterator[Finding]:
             f"{node.path} is held by {who}, and admits one program at a time",
             f"--tcti {other}; or end {holder.program}",
         )
-    elif holder is not None:
+    elif holder is not None and holder.program == "tpm2-abrmd":
         yield warning(
             _MANAGER,
             f"two resource managers: the kernel's, and {who}, which holds {raw}",
             "use one: systemctl disable --now tpm2-abrmd; the kernel's serves every program",
+        )
+    elif holder is not None:
+        yield warning(
+            _MANAGER,
+            f"{who} holds {raw}: what it loads takes the room of all who use {node.path}",
+            f"let it use {node.path}, too; or end {holder.program}",
         )
     elif not is_managed:
         yield warning(
