@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parents[2] / "docs" / "tutorial"
 PORTS = ("8080", "8443", "8444", "9443", "9444")  # in a test each is another one, that is free
-_FREE_PORTS = range(15000, 30000)  # below Linux' own choice for outgoing connections (ip_local_port_range)
+_FREE_PORTS = range(12000, 20000)  # below those of simulated TPMs and of outgoing connections
 _MARK = "==step=="
 _BLOCK = re.compile(r"^```(?P<language>sh|console)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 _STATUS = re.compile(r"\s+# exit status (?P<status>\d+)$")

@@ -64,7 +64,7 @@ def test_a_page_ends_its_servers(follow: Callable[[str], None]) -> None:
 
 
 def test_ports_are_free_ones_and_shown_as_written(follow: Callable[[str], None]) -> None:
-    follow(console("$ echo https://localhost:8443/", "https://localhost:8443/", "$ [ 8443 -ge 15000 ]"))
+    follow(console("$ echo https://localhost:8443/", "https://localhost:8443/", "$ [ 8443 -ge 12000 ]"))
 
 
 def test_a_page_leaves_nothing_loaded_in_the_tpm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
