@@ -97,7 +97,7 @@ describe() { # root of the package
   local python next depends size
   python=$(python_of_the_system)
   next=${python%.*}.$((${python#*.} + 1))
-  depends="python3 (>= $python), python3 (<< $next~), openssl, systemd, curl, $(packages_of_libraries "$1" | paste -sd , | sed 's/,/, /g')"
+  depends="python3 (>= $python), python3 (<< $next~), openssl, systemd, procps, curl, $(packages_of_libraries "$1" | paste -sd , | sed 's/,/, /g')"
   [ -e "$1/$HOME_OF_IT/lib/ossl-modules/tpm2.so" ] || depends+=", tpm2-openssl (>= 1.2)"
   size=$(du -sk --apparent-size "$1" | cut -f 1)
   mkdir "$1/DEBIAN"
