@@ -24,6 +24,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    # what all tests share is never garbage: not to look at it makes each collection of `make_tpm` 0.1 s shorter
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_report_header() -> list[str]:
     swtpm = subprocess.run(["swtpm", "--version"], capture_output=True, text=True, check=False).stdout
     return [f"python {platform.python_version()}, {ssl.OPENSSL_VERSION}", swtpm.split("\n", maxsplit=1)[0]]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from support.tpm import SimulatedTpm
 
 CLIENTS = 200
-DOCUMENT = Path(__file__).parents[1] / "agent" / "document_000.js"
+DOCUMENT = Path(__file__).parents[1] / "agent" / "requests" / "document_000.js"
 
 # the guide's programs open /run/tpmd.sock, which a test cannot have
 REDIRECT = """

@@ -43,6 +43,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end)
     result = perform(msgspec.json.decode(sys.stdin.buffer.read(), type=Job))
     sys.stdout.buffer.write(msgspec.json.encode(result))
+    sys.stdout.buffer.flush()  # before Python and OpenSSL end, each of which can fail
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
