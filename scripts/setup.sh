@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings a machine to where `./run demo` and `./run test` work: system packages, a virtual environment in .venv, and
 # the tpm2 provider >= 1.3 inside that environment. Looks first; says what it installs before it does; a second run
-# finds everything in place and prints nothing.
+# finds everything in place and prints nothing. What only the tests need is installed with the argument `tests`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,16 +19,35 @@ readonly NEEDED=(
   "command:openssl:openssl"
   "command:curl:curl"
   "command:nginx:nginx-light"
-  "command:node:nodejs" # the agent is tried with unchanged programs
-  "command:cryptsetup:cryptsetup-bin"
-  "command:tshark:tshark" # opens captures of TPM commands
-  "command:pki:strongswan-pki"
-  "file:/usr/lib/ipsec/plugins/libstrongswan-openssl.so:libstrongswan-standard-plugins" # pki reads no EC keys without
   "pkgconf:tss2-esys:libtss2-dev"
   "python:interpreter:python3"
   "python:venv:python3-venv"
   "python:headers:python3-dev"
 )
+
+# programs that the tests use as peers, and to see the same with other eyes
+readonly FOR_TESTS=(
+  "command:node:nodejs" # the agent is tried with unchanged programs
+  "command:cryptsetup:cryptsetup-bin"
+  "command:tshark:tshark" # opens captures of TPM commands
+  "command:pki:strongswan-pki"
+  "file:/usr/lib/ipsec/plugins/libstrongswan-openssl.so:libstrongswan-standard-plugins" # pki reads no EC keys without
+  "command:tpm2-abrmd:tpm2-abrmd"
+  "command:dbus-daemon:dbus-daemon"
+  "command:stunnel:stunnel4"
+  "command:mosquitto:mosquitto"
+  "command:sshd:openssh-server"
+  "command:tpm2_ptool:libtpm2-pkcs11-tools"
+  "file:/usr/lib/$(uname -m)-linux-gnu/pkcs11/libtpm2_pkcs11.so:libtpm2-pkcs11-1"
+  "command:make:make" # the C example
+  "command:dot:graphviz" # the diagrams
+  "command:groff:groff-base" # the manual pages
+  "command:systemd-analyze:systemd" # the units
+)
+
+WANTED=("${NEEDED[@]}")
+[ "${1:-}" != tests ] || WANTED+=("${FOR_TESTS[@]}")
+readonly WANTED
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
@@ -64,7 +83,7 @@ is_missing() { # kind, what
 
 missing_packages() {
   local entry kind what package
-  for entry in "${NEEDED[@]}"; do
+  for entry in "${WANTED[@]}"; do
     IFS=: read -r kind what package <<<"$entry"
     if is_missing "$kind" "$what"; then printf '%s\n' "$package"; fi
   done
