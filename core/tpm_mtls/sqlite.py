@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def line_up_writers(engine: Engine) -> Engine:
-    """``engine``, an SQLite one, prepared: its transactions take the lock when they begin, but for those of a `reader`."""
+    """Returns the SQLite ``engine``: its transactions now take the lock when they begin, but for a `reader`'s."""
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
     return engine
