@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
-from sqlalchemy import event, exc
+from sqlalchemy import exc
 
 from tpm_mtls.errors import StateError, StorageError, StorageFullError, UsageError
+from tpm_mtls.sqlite import line_up_writers, reader
 from tpm_mtls_pki import schema
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Database:
     def __init__(self, url: URL) -> None:
         self._name = url.render_as_string(hide_password=True)
         self._engine = _engine(url, self._name)
-        self._reader = self._engine.execution_options(tpm_mtls_reads=True)
+        self._reader = reader(self._engine)
         self._line = threading.Lock()
 
     def close(self) -> None:
@@ -128,19 +129,4 @@ def _engine(url: URL, name: str) -> sqlalchemy.Engine:
         raise UsageError(
             f"cannot use the database {name}", hint="install SQLAlchemy's driver for it, for example psycopg"
         ) from error
-    if sqlite:
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _: object) -> None:  # noqa: ANN401 - the driver's connection
-    connection.isolation_level = None  # the driver would begin transactions only before writes
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    """Writers take SQLite's lock at once: one who reads first and then writes would fail when another came between."""
-    reads = connection.get_execution_options().get("tpm_mtls_reads")
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    return line_up_writers(engine) if sqlite else engine

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_NAME = "tpm-mtls"
+_NAME = "tpm-mtls-relay"  # not tpm-mtls: that is the agent's, for all to read
 _PRIVATE = 0o700
 
 

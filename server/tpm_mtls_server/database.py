@@ -9,13 +9,14 @@ import contextlib
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from tpm_mtls.errors import StorageError, StorageFullError, UsageError
 from tpm_mtls.files import make_folder, storage_errors
+from tpm_mtls.sqlite import line_up_writers, reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,7 @@ class Database:
         with self.errors("open"):
             self._engine = _engine(self._url)
             self._engine.connect().close()
-        self._reader = self._engine.execution_options(tpm_mtls_reads=True)
+        self._reader = reader(self._engine)
         self._line = threading.Lock()
 
     @property
@@ -135,19 +136,4 @@ def _make_private(database: str | None) -> None:
 def _engine(url: sqlalchemy.URL) -> sqlalchemy.Engine:
     if url.get_backend_name() != "sqlite":
         return sqlalchemy.create_engine(url, pool_pre_ping=True)
-    engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT})
-    sqlalchemy.event.listen(engine, "connect", _prepare_sqlite)
-    sqlalchemy.event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _: object) -> None:  # noqa: ANN401 - the driver's connection
-    connection.isolation_level = None  # the driver would begin transactions only before writes
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    """Writers take SQLite's lock at once: one who reads first and then writes would fail when another came between."""
-    reads = connection.get_execution_options().get("tpm_mtls_reads")
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    return line_up_writers(sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT}))

@@ -166,7 +166,7 @@ def test_status_says_who_listens_and_how_full_it_is(
     tpm: SimulatedTpm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with agent_process(tpm, tmp_path) as agent:
-        options = ("--socket", agent.socket, "--state-dir", agent.state)
+        options = ("--socket", agent.socket, "--state-dir", agent.state, "--run-dir", tmp_path / "run")
         index = agent.client.set("key", "value")
         agent.client.set("key", "value")
         assert run("agent", "status", *options) == 0
@@ -193,10 +193,10 @@ def test_status_says_who_listens_and_how_full_it_is(
 
 def test_status_fails_where_no_agent_listens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "tpmd.sock"
-
-    assert run("agent", "status", "--socket", path, "--state-dir", tmp_path) == 6
+    options = ("--socket", path, "--state-dir", tmp_path, "--run-dir", tmp_path / "run")
+    assert run("agent", "status", *options) == 6
     assert capsys.readouterr().err.startswith(f"tpm-mtls: error: no agent listens at {path}\ntpm-mtls: hint: start it")
-    assert run("agent", "status", "--socket", path, "--state-dir", tmp_path, "--json") == 6
+    assert run("agent", "status", *options, "--json") == 6
     assert json.loads(capsys.readouterr().out) == {"socket": str(path), "listening": False}
 
 

@@ -19,7 +19,7 @@ from support.event_logs import (
     with_data,
     with_digest_of,
 )
-from support.pcr_commands import PcrCommand
+from support.noun_command import NounCommand
 from support.policies import Operator, extend, make_policy_key, pcr_policy
 from tpm_mtls.event_log import EventLog, EventType
 from tpm_mtls.identity import IdentityRecord, save_record
@@ -42,7 +42,7 @@ PCRS = "sha256:0,4,7,8,9"
 class Machine:
     """A machine that boots, with its recorded state and event logs in files."""
 
-    def __init__(self, tpm: SimulatedTpm, folder: Path, command: PcrCommand) -> None:
+    def __init__(self, tpm: SimulatedTpm, folder: Path, command: NounCommand) -> None:
         self.tpm = tpm
         self._folder = folder
         self._command = command
@@ -65,12 +65,12 @@ class Machine:
 
 
 @pytest.fixture
-def pcr(capsys: pytest.CaptureFixture[str]) -> PcrCommand:
-    return PcrCommand(capsys)
+def pcr(capsys: pytest.CaptureFixture[str]) -> NounCommand:
+    return NounCommand("pcr", capsys)
 
 
 @pytest.fixture
-def machine(tpm: SimulatedTpm, tmp_path: Path, pcr: PcrCommand, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(tpm: SimulatedTpm, tmp_path: Path, pcr: NounCommand, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TPM_MTLS_TCTI", tpm.tcti)
     made = Machine(tpm, tmp_path, pcr)
@@ -89,14 +89,14 @@ LOGS = ("--event-log", "now.log")
 BOTH = (*LOGS, "--log-before", "before.log")
 
 
-def test_nothing_differs(machine: Machine, pcr: PcrCommand) -> None:
+def test_nothing_differs(machine: Machine, pcr: NounCommand) -> None:
     machine.boots(machine.before)
     found = pcr("diff", "state.json", *BOTH)
     assert (found["same"], found["differences"], found["others"]) == (True, [], [])
     assert pcr.text("diff", "state.json", *BOTH).startswith("nothing differs: PCRs 0, 4, 7, 8, 9 (sha256) as on 20")
 
 
-def test_both_logs_explain_all_of_it(machine: Machine, pcr: PcrCommand) -> None:
+def test_both_logs_explain_all_of_it(machine: Machine, pcr: NounCommand) -> None:
     machine.boots(changed(machine.before, update))
 
     found = pcr("diff", "state.json", *BOTH, status=4)
@@ -117,7 +117,7 @@ def test_both_logs_explain_all_of_it(machine: Machine, pcr: PcrCommand) -> None:
     assert line["after"]["text"] == "kernel_cmdline: /vmlinuz quiet"
 
 
-def test_a_person_reads_what_changed(machine: Machine, pcr: PcrCommand) -> None:
+def test_a_person_reads_what_changed(machine: Machine, pcr: NounCommand) -> None:
     machine.boots(changed(machine.before, update))
     lines = pcr.text("diff", "state.json", *BOTH, status=4).splitlines()
     assert lines[0] == "PCR 4 (sha256), boot loader, differs"
@@ -127,7 +127,7 @@ def test_a_person_reads_what_changed(machine: Machine, pcr: PcrCommand) -> None:
     assert lines[4].startswith("    kernel changed: program without a file name (sha256 ")
 
 
-def test_a_measurement_after_the_boot_is_in_no_log(machine: Machine, pcr: PcrCommand) -> None:
+def test_a_measurement_after_the_boot_is_in_no_log(machine: Machine, pcr: NounCommand) -> None:
     machine.boots(machine.before)
     extend(machine.tpm, 7)
     for logs in (LOGS, BOTH):
@@ -137,7 +137,7 @@ def test_a_measurement_after_the_boot_is_in_no_log(machine: Machine, pcr: PcrCom
         assert (found["changes"], found["measured"]) == ([], [])
 
 
-def test_what_came_on_top_is_told_without_the_earlier_log(machine: Machine, pcr: PcrCommand) -> None:
+def test_what_came_on_top_is_told_without_the_earlier_log(machine: Machine, pcr: NounCommand) -> None:
     def more(entries: list[Entry]) -> None:
         entries.append(dataclasses.replace(entries[33], data=b"grub_cmd: insmod x\0"))
 
@@ -147,7 +147,7 @@ def test_what_came_on_top_is_told_without_the_earlier_log(machine: Machine, pcr:
     assert [each["text"] for each in found["changes"]] == ["boot loader's commands appeared: grub_cmd: insmod x"]
 
 
-def test_without_the_earlier_log_the_present_measurements_are_told(machine: Machine, pcr: PcrCommand) -> None:
+def test_without_the_earlier_log_the_present_measurements_are_told(machine: Machine, pcr: NounCommand) -> None:
     machine.boots(changed(machine.before, update))
     found = pcr("diff", "state.json", *LOGS, status=4)["differences"][0]
     assert (found["pcr"], found["cause"]) == (4, "one-sided")
@@ -157,14 +157,14 @@ def test_without_the_earlier_log_the_present_measurements_are_told(machine: Mach
     assert "\n    kernel: program without a file name\n" in text
 
 
-def test_another_boots_earlier_log_does_not_count(machine: Machine, pcr: PcrCommand) -> None:
+def test_another_boots_earlier_log_does_not_count(machine: Machine, pcr: NounCommand) -> None:
     machine.boots(changed(machine.before, update))
     machine.write("before.log", recorded("uefi"))
     found = pcr("diff", "state.json", *BOTH, status=4)["differences"][0]
     assert (found["pcr"], found["cause"]) == (4, "one-sided")
 
 
-def test_a_log_that_is_not_of_this_boot_is_told(machine: Machine, pcr: PcrCommand) -> None:
+def test_a_log_that_is_not_of_this_boot_is_told(machine: Machine, pcr: NounCommand) -> None:
     machine.boots(changed(machine.before, update))
     machine.write("now.log", changed(machine.before, lambda entries: entries.pop(23)))
     found = pcr("diff", "state.json", *BOTH, status=4)["differences"][0]
@@ -174,7 +174,7 @@ def test_a_log_that_is_not_of_this_boot_is_told(machine: Machine, pcr: PcrComman
     assert (found["cause"], found["changes"], len(found["measured"])) == ("unexplained", [], 4)
 
 
-def test_without_a_log_the_values_are_compared(machine: Machine, pcr: PcrCommand) -> None:
+def test_without_a_log_the_values_are_compared(machine: Machine, pcr: NounCommand) -> None:
     """On this machine the kernel has none."""
     extend(machine.tpm, 7)
     found = pcr("diff", "state.json", status=4)
@@ -185,7 +185,7 @@ def test_without_a_log_the_values_are_compared(machine: Machine, pcr: PcrCommand
     assert pcr.text("diff", "state.json", status=4).splitlines()[-1] == found["why_no_event_log"]
 
 
-def test_the_earlier_log_alone_says_what_the_values_were(machine: Machine, pcr: PcrCommand) -> None:
+def test_the_earlier_log_alone_says_what_the_values_were(machine: Machine, pcr: NounCommand) -> None:
     machine.boots(machine.before)
     assert pcr("diff", *BOTH)["same"]
     machine.boots(changed(machine.before, update))
@@ -196,7 +196,7 @@ def test_the_earlier_log_alone_says_what_the_values_were(machine: Machine, pcr: 
     ]
 
 
-def test_a_log_without_a_bank_of_the_tpm_is_told(machine: Machine, pcr: PcrCommand) -> None:
+def test_a_log_without_a_bank_of_the_tpm_is_told(machine: Machine, pcr: NounCommand) -> None:
     machine.write("before.log", recorded("uefi-sha256only"))
     keep_banks(machine.tpm, "sha1", "sha384")
     assert "this TPM keeps none of the PCR banks of before.log" in pcr("diff", "--log-before", "before.log", status=4)
@@ -205,14 +205,14 @@ def test_a_log_without_a_bank_of_the_tpm_is_told(machine: Machine, pcr: PcrComma
     assert "  now   this TPM does not keep the bank\n" in pcr.text("diff", "state.json", *BOTH, status=4)
 
 
-def test_logs_without_a_bank_in_common_are_told(machine: Machine, pcr: PcrCommand) -> None:
+def test_logs_without_a_bank_in_common_are_told(machine: Machine, pcr: NounCommand) -> None:
     machine.boots(changed(machine.before, update))
     machine.write("before.log", recorded("uefi-sha256only"))
     machine.write("now.log", made(entry(7, EventType.EV_SEPARATOR, bytes(4), banks=("sha1",)), banks=("sha1",)))
     assert "the two event logs have no PCR bank in common" in pcr("diff", "state.json", *BOTH, status=5)
 
 
-def test_files_that_are_damaged_or_missing_are_told(machine: Machine, pcr: PcrCommand, tmp_path: Path) -> None:
+def test_files_that_are_damaged_or_missing_are_told(machine: Machine, pcr: NounCommand, tmp_path: Path) -> None:
     machine.boots(machine.before)
     (tmp_path / "now.log").write_bytes(b"damaged")
     assert "now.log: malformed event log" in pcr("diff", "state.json", *LOGS, status=5)
@@ -227,7 +227,7 @@ def test_files_that_are_damaged_or_missing_are_told(machine: Machine, pcr: PcrCo
 # --- policies
 
 
-def test_a_keys_policy_is_compared(machine: Machine, pcr: PcrCommand, tmp_path: Path) -> None:
+def test_a_keys_policy_is_compared(machine: Machine, pcr: NounCommand, tmp_path: Path) -> None:
     values = {int(each): value for each, value in pcr("read", "--pcrs", "sha256:4,7")["pcrs"]["sha256"].items()}
     document = make_policy_key(machine.tpm, tmp_path / "key.pem", pcr_policy(values))
     machine.boots(changed(machine.before, update))
@@ -237,7 +237,7 @@ def test_a_keys_policy_is_compared(machine: Machine, pcr: PcrCommand, tmp_path: 
         assert found["baseline"] == what
 
 
-def test_the_identitys_key_is_the_default(machine: Machine, pcr: PcrCommand, tmp_path: Path, state_dir: Path) -> None:
+def test_the_identitys_key_is_the_default(machine: Machine, pcr: NounCommand, tmp_path: Path, state_dir: Path) -> None:
     state_dir.mkdir()
     document = make_policy_key(machine.tpm, state_dir / "device.key.pem", pcr_policy())
     save_record(state_dir, IdentityRecord(**IDENTITY, key_name=document.name))
@@ -260,7 +260,7 @@ IDENTITY = {
 }
 
 
-def test_signed_policies_are_compared(machine: Machine, pcr: PcrCommand, tmp_path: Path) -> None:
+def test_signed_policies_are_compared(machine: Machine, pcr: NounCommand, tmp_path: Path) -> None:
     operator = Operator(tmp_path)
     make_policy_key(machine.tpm, tmp_path / "key.pem", operator.authorize())
     assert "there is no policy signed by" in pcr("diff", "key.pem", *LOGS, status=4)["others"][0]
@@ -273,7 +273,7 @@ def test_signed_policies_are_compared(machine: Machine, pcr: PcrCommand, tmp_pat
     assert "the counter 0x01500100 is not in this TPM\n" in pcr.text("diff", "key.pem", *LOGS, status=4)
 
 
-def test_a_key_without_a_policy_is_told(machine: Machine, pcr: PcrCommand) -> None:
+def test_a_key_without_a_policy_is_told(machine: Machine, pcr: NounCommand) -> None:
     with open_tpm(machine.tpm.tcti) as opened, opened.srk.create_key(KeyAlgorithm.ECC_P256) as key:
         opened.persist(key, 0x81000100)
     assert "the key has no policy" in pcr("diff", "handle:0x81000100", status=5)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.event_logs import boot, changed, recorded, recorded_bytes, recorded_pcrs, to_bytes, with_digest_of
-from support.pcr_commands import PcrCommand
+from support.noun_command import NounCommand
 from support.pe_programs import pe_program
 from support.policies import Operator, make_policy_key
 from tpm_mtls.cli import run
@@ -26,8 +26,8 @@ HEX = "ab" * 32
 
 
 @pytest.fixture
-def pcr(capsys: pytest.CaptureFixture[str]) -> PcrCommand:
-    return PcrCommand(capsys)
+def pcr(capsys: pytest.CaptureFixture[str]) -> NounCommand:
+    return NounCommand("pcr", capsys)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def recorded_value(pcr: int, bank: str = "sha256") -> str:
 # --- extends
 
 
-def test_the_value_after_extends_is_what_the_tpm_then_has(present: SimulatedTpm, pcr: PcrCommand) -> None:
+def test_the_value_after_extends_is_what_the_tpm_then_has(present: SimulatedTpm, pcr: NounCommand) -> None:
     extends = [f"7:sha256={HEX}", f"0:sha256={'01' * 32}", f"7:sha256={'CD' * 32}"]
     options = [word for each in extends for word in ("--extend", each)]
     predicted = pcr("predict", "--pcrs", "sha256:0,7,8", *options)
@@ -64,7 +64,7 @@ def test_the_value_after_extends_is_what_the_tpm_then_has(present: SimulatedTpm,
 
 
 def test_the_value_after_a_files_measurement_is_what_the_tpm_then_has(
-    present: SimulatedTpm, pcr: PcrCommand, in_folder: Path
+    present: SimulatedTpm, pcr: NounCommand, in_folder: Path
 ) -> None:
     (in_folder / "a file").write_bytes(b"content")
     predicted = pcr("predict", "--pcrs", "sha256:8,9", "--extend-file", "8:a file", "--extend-file", "8:boot.log")
@@ -73,7 +73,7 @@ def test_the_value_after_a_files_measurement_is_what_the_tpm_then_has(
     assert predicted["pcrs"] == pcr("read", "--pcrs", "sha256:8,9")["pcrs"]
 
 
-def test_the_usual_pcrs_are_the_default(present: SimulatedTpm, pcr: PcrCommand) -> None:
+def test_the_usual_pcrs_are_the_default(present: SimulatedTpm, pcr: NounCommand) -> None:
     assert list(pcr("predict")["pcrs"]["sha256"]) == ["0", "2", "4", "7"]
     assert pcr("predict", "--json")["pcrs"] == pcr("read", "--pcrs", "sha256:0,2,4,7")["pcrs"]
     lines = pcr.text("predict").splitlines()
@@ -84,7 +84,7 @@ def test_the_usual_pcrs_are_the_default(present: SimulatedTpm, pcr: PcrCommand) 
 # --- states and logs, without a TPM
 
 
-def test_a_state_is_extended(pcr: PcrCommand) -> None:
+def test_a_state_is_extended(pcr: NounCommand) -> None:
     pcr("predict", "--event-log", "boot.log", "--pcrs", "sha256:4,7+sha384:7", "--out", "state.json")
     digest = {bank: hashlib.new(bank, b"x").hexdigest() for bank in ("sha256", "sha384")}
     both = ",".join(f"{bank}={value}" for bank, value in digest.items())
@@ -97,14 +97,14 @@ def test_a_state_is_extended(pcr: PcrCommand) -> None:
     assert list(pcr("predict", "--pcr-values", "state.json", "--pcrs", "sha384:7")["pcrs"]) == ["sha384"]
 
 
-def test_a_log_leads_to_the_values_that_the_machine_had(pcr: PcrCommand) -> None:
+def test_a_log_leads_to_the_values_that_the_machine_had(pcr: NounCommand) -> None:
     found = pcr("predict", "--event-log", "boot.log", "--pcrs", "sha256:0,4,7,14+sha1:9")["pcrs"]
     assert found["sha256"] == {str(each): recorded_value(each) for each in (0, 4, 7, 14)}
     assert found["sha1"] == {"9": recorded_value(9, "sha1")}
 
 
 def test_a_log_with_other_programs_leads_to_the_values_after_the_update(
-    present: SimulatedTpm, pcr: PcrCommand, in_folder: Path
+    present: SimulatedTpm, pcr: NounCommand, in_folder: Path
 ) -> None:
     kernel = pe_program(b"6.18")
     (in_folder / "vmlinuz").write_bytes(kernel)
@@ -124,7 +124,7 @@ def test_a_log_with_other_programs_leads_to_the_values_after_the_update(
     assert predicted["pcrs"]["sha256"]["4"] != recorded_value(4)
 
 
-def test_what_replaces_must_be_there_in_each_bank(pcr: PcrCommand) -> None:
+def test_what_replaces_must_be_there_in_each_bank(pcr: NounCommand) -> None:
     message = "the event log has no digests for the PCR bank sha384"
     options = ("--event-log", "boot.log", "--pcrs", "sha384:4", "--replace", f"35:sha256={HEX}")
     assert message in pcr("predict", *options, status=5)
@@ -134,7 +134,7 @@ def test_what_replaces_must_be_there_in_each_bank(pcr: PcrCommand) -> None:
 
 
 def test_the_predicted_state_is_signed_before_it_is_booted(
-    present: SimulatedTpm, pcr: PcrCommand, in_folder: Path, capsys: pytest.CaptureFixture[str]
+    present: SimulatedTpm, pcr: NounCommand, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     operator = Operator(in_folder)
     make_policy_key(present, in_folder / "key.pem", operator.authorize())
@@ -189,11 +189,11 @@ def test_the_predicted_state_is_signed_before_it_is_booted(
         (("--pcr-values", "state.json"), "the values begin either with an event log or with a state"),
     ],
 )
-def test_what_contradicts_itself_is_refused(pcr: PcrCommand, options: tuple[str, ...], message: str) -> None:
+def test_what_contradicts_itself_is_refused(pcr: NounCommand, options: tuple[str, ...], message: str) -> None:
     assert message in pcr("predict", "--event-log", "boot.log", *options, status=2)
 
 
-def test_files_that_are_missing_or_damaged_are_told(pcr: PcrCommand, in_folder: Path) -> None:
+def test_files_that_are_missing_or_damaged_are_told(pcr: NounCommand, in_folder: Path) -> None:
     assert "no such file" in pcr("predict", "--event-log", "none", status=8)
     assert "no such file" in pcr("predict", "--pcr-values", "none", status=8)
     assert "no such file" in pcr("predict", "--event-log", "boot.log", "--extend-file", "7:none", status=8)
@@ -204,7 +204,7 @@ def test_files_that_are_missing_or_damaged_are_told(pcr: PcrCommand, in_folder: 
     assert "there is no TPM at /nowhere" in pcr("predict", status=3)
 
 
-def test_a_state_that_lacks_a_pcr_is_told(pcr: PcrCommand) -> None:
+def test_a_state_that_lacks_a_pcr_is_told(pcr: NounCommand) -> None:
     pcr("predict", "--event-log", "boot.log", "--out", "state.json")
     for selection in ("sha256:14", "sha384:7"):
         assert "state.json has no value of PCR" in pcr(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.event_logs import keep_banks, recorded, recorded_bytes, recorded_pcrs
-from support.pcr_commands import PcrCommand
+from support.noun_command import NounCommand
 from support.policies import extend
 from tpm_mtls.cli import run
 from tpm_mtls.pcr.logs import present_log
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def pcr(capsys: pytest.CaptureFixture[str]) -> PcrCommand:
-    return PcrCommand(capsys)
+def pcr(capsys: pytest.CaptureFixture[str]) -> NounCommand:
+    return NounCommand("pcr", capsys)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def pcrread(tpm: SimulatedTpm, *selection: str) -> dict[str, dict[str, str]]:
     return {bank: found for bank, found in values.items() if found}
 
 
-def test_all_pcrs_of_all_banks_are_read(in_environment: SimulatedTpm, pcr: PcrCommand) -> None:
+def test_all_pcrs_of_all_banks_are_read(in_environment: SimulatedTpm, pcr: NounCommand) -> None:
     extend(in_environment, 7)
     values = pcr("read")["pcrs"]
     assert values == pcrread(in_environment)
@@ -60,7 +60,7 @@ def test_all_pcrs_of_all_banks_are_read(in_environment: SimulatedTpm, pcr: PcrCo
     assert "sha256" in values
 
 
-def test_a_selection_is_read(in_environment: SimulatedTpm, pcr: PcrCommand) -> None:
+def test_a_selection_is_read(in_environment: SimulatedTpm, pcr: NounCommand) -> None:
     extend(in_environment, 7)
     assert pcr("read", "--pcrs", "sha256:7,0")["pcrs"] == pcrread(in_environment, "sha256:0,7")
     lines = pcr.text("read", "--pcrs", "sha256:0,7").splitlines()
@@ -69,7 +69,7 @@ def test_a_selection_is_read(in_environment: SimulatedTpm, pcr: PcrCommand) -> N
 
 
 def test_what_cannot_be_read_is_told(
-    in_environment: SimulatedTpm, pcr: PcrCommand, monkeypatch: pytest.MonkeyPatch
+    in_environment: SimulatedTpm, pcr: NounCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "not a selection of PCRs" in pcr("read", "--pcrs", "sha256:24", status=2)
     keep_banks(in_environment, "sha256", "sha384")
@@ -94,7 +94,7 @@ def test_a_terminal_gets_a_table(in_environment: SimulatedTpm) -> None:
 # --- pcr log
 
 
-def test_a_log_is_told_entry_by_entry(pcr: PcrCommand, log: Path) -> None:
+def test_a_log_is_told_entry_by_entry(pcr: NounCommand, log: Path) -> None:
     said = pcr("log", log)
     assert (said["format"], said["startup_locality"], len(said["entries"])) == ("crypto-agile", 0, 41)
     values = recorded_pcrs("uefi-secureboot")
@@ -113,7 +113,7 @@ def test_a_log_is_told_entry_by_entry(pcr: PcrCommand, log: Path) -> None:
     }
 
 
-def test_a_log_can_be_narrowed_to_some_pcrs(pcr: PcrCommand, log: Path) -> None:
+def test_a_log_can_be_narrowed_to_some_pcrs(pcr: NounCommand, log: Path) -> None:
     lines = pcr.text("log", log, "--pcrs", "4,9").splitlines()
     assert [line.split("\t")[:2] for line in lines] == [
         [str(each.number), str(each.pcr)] for each in recorded("uefi-secureboot").entries if each.pcr in {4, 9}
@@ -122,7 +122,7 @@ def test_a_log_can_be_narrowed_to_some_pcrs(pcr: PcrCommand, log: Path) -> None:
     assert "not a selection of PCRs" in pcr("log", log, "--pcrs", "4-9", status=2)
 
 
-def test_what_is_no_log_is_told(pcr: PcrCommand, log: Path) -> None:
+def test_what_is_no_log_is_told(pcr: NounCommand, log: Path) -> None:
     log.write_bytes(log.read_bytes()[:-1])
     errors = pcr("log", log, status=5)
     assert f"{log}: malformed event log: it ends after" in errors

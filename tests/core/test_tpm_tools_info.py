@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.event_logs import keep_banks
+from support.noun_command import NounCommand
 from support.policies import extend
 from support.terminal import on_a_terminal
-from support.tpm_command import TpmCommand
 from support.tpm_proxy import TpmProxy
 from support.tpm_trace import CommandTrace
 from tpm_mtls.structures import ek_hash
@@ -34,9 +34,9 @@ _WRITES = re.compile(r"EvictControl|NV_(?!Read)|PCR_(?!Read)|Clear|Change|Lock")
 
 
 @pytest.fixture
-def tool(capsys: pytest.CaptureFixture[str], tpm: SimulatedTpm, monkeypatch: pytest.MonkeyPatch) -> TpmCommand:
+def tool(capsys: pytest.CaptureFixture[str], tpm: SimulatedTpm, monkeypatch: pytest.MonkeyPatch) -> NounCommand:
     monkeypatch.setenv("TPM_MTLS_TCTI", tpm.tcti)
-    return TpmCommand(capsys)
+    return NounCommand("tpm", capsys)
 
 
 def listed(tpm: SimulatedTpm, capability: str) -> list[str]:
@@ -53,7 +53,7 @@ def values(tpm: SimulatedTpm, capability: str) -> dict[str, int]:
     return {name: int(value, 16) for name, value in found}
 
 
-def test_info_says_which_tpm_it_is_and_how_it_is(tool: TpmCommand, tpm: SimulatedTpm) -> None:
+def test_info_says_which_tpm_it_is_and_how_it_is(tool: NounCommand, tpm: SimulatedTpm) -> None:
     said = tool("info")
     fixed = values(tpm, "properties-fixed")
     assert said["vendor"] == fixed["MANUFACTURER"].to_bytes(4, "big").rstrip(b"\0").decode() == "IBM"
@@ -72,7 +72,7 @@ def test_info_says_which_tpm_it_is_and_how_it_is(tool: TpmCommand, tpm: Simulate
 
 
 def test_info_names_the_endorsement_keys_as_an_allow_list_takes_them(
-    make_tpm: Callable[..., SimulatedTpm], tool: TpmCommand, tmp_path: Path
+    make_tpm: Callable[..., SimulatedTpm], tool: NounCommand, tmp_path: Path
 ) -> None:
     tpm = make_tpm(ek_certificates=True)
     said = tool("info", "--tcti", tpm.tcti)["endorsement_keys"]
@@ -116,7 +116,7 @@ def test_known_faults_and_a_lockout_are_told(tpm: SimulatedTpm) -> None:
     assert rows["wrong authorization values"].endswith("; it is locked")
 
 
-def test_capabilities_are_those_that_tpm2_getcap_lists(tool: TpmCommand, tpm: SimulatedTpm) -> None:
+def test_capabilities_are_those_that_tpm2_getcap_lists(tool: NounCommand, tpm: SimulatedTpm) -> None:
     with open_tpm(tpm.tcti) as opened:
         opened.srk.ensure()
     said = tool("capabilities")
@@ -151,7 +151,7 @@ def test_capabilities_are_those_that_tpm2_getcap_lists(tool: TpmCommand, tpm: Si
 
 
 def test_pcrs_are_those_that_tpm2_pcrread_reads_and_the_quote_holds_16_of_them(
-    tool: TpmCommand, tpm: SimulatedTpm, tmp_path: Path
+    tool: NounCommand, tpm: SimulatedTpm, tmp_path: Path
 ) -> None:
     extend(tpm, 7)
     said = tool("pcrs", "--state-dir", tmp_path)
@@ -167,7 +167,7 @@ def test_pcrs_are_those_that_tpm2_pcrread_reads_and_the_quote_holds_16_of_them(
 
 
 def test_pcr_values_that_are_not_the_quoted_ones_are_refused(
-    tpm: SimulatedTpm, tool: TpmCommand, tmp_path: Path
+    tpm: SimulatedTpm, tool: NounCommand, tmp_path: Path
 ) -> None:
     proxy = TpmProxy(tpm, tmp_path)
     proxy.spoil(_PCR_READ, -1)
@@ -176,7 +176,7 @@ def test_pcr_values_that_are_not_the_quoted_ones_are_refused(
     )
 
 
-def test_all_of_it_is_saved_for_a_diagnostic_bundle(tool: TpmCommand, tpm: SimulatedTpm, tmp_path: Path) -> None:
+def test_all_of_it_is_saved_for_a_diagnostic_bundle(tool: NounCommand, tpm: SimulatedTpm, tmp_path: Path) -> None:
     file = tmp_path / "tpm.json"
     assert tool("save-info", file, "--state-dir", tmp_path) == {"file": str(file), "failed": []}
     saved = json.loads(file.read_text())
@@ -194,7 +194,7 @@ def test_all_of_it_is_saved_for_a_diagnostic_bundle(tool: TpmCommand, tpm: Simul
 
 
 def test_what_cannot_be_said_keeps_nothing_else_out_of_the_bundle(
-    tool: TpmCommand, tpm: SimulatedTpm, tmp_path: Path
+    tool: NounCommand, tpm: SimulatedTpm, tmp_path: Path
 ) -> None:
     keep_banks(tpm, "sha1")
     file = tmp_path / "tpm.json"
@@ -205,7 +205,7 @@ def test_what_cannot_be_said_keeps_nothing_else_out_of_the_bundle(
     assert tool.text("save-info", file, "--state-dir", tmp_path) == f"{file} (failed: pcrs; it says why)\n"
 
 
-def test_what_is_in_the_storage_root_keys_place_is_named(tool: TpmCommand, tpm: SimulatedTpm) -> None:
+def test_what_is_in_the_storage_root_keys_place_is_named(tool: NounCommand, tpm: SimulatedTpm) -> None:
     with open_tpm(tpm.tcti) as opened, opened.create_primary(attestation_template()) as other:
         opened.persist(other, SRK_HANDLE)
     assert "is occupied by something else" in tool("info")["srk_trouble"]
@@ -213,7 +213,7 @@ def test_what_is_in_the_storage_root_keys_place_is_named(tool: TpmCommand, tpm: 
 
 
 def test_nothing_is_written_to_the_tpm(
-    tool: TpmCommand, tpm: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tool: NounCommand, tpm: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trace = CommandTrace(tpm, tmp_path, monkeypatch)
     tool("save-info", tmp_path / "tpm.json", "--state-dir", tmp_path, "--tcti", trace.tcti)
@@ -230,7 +230,7 @@ def test_a_terminal_gets_tables(tpm: SimulatedTpm) -> None:
 
 
 @pytest.mark.parametrize("verb", ["info", "capabilities", "pcrs", "save-info"])
-def test_every_command_has_an_example_and_says_what_is_wrong(tool: TpmCommand, verb: str, tmp_path: Path) -> None:
+def test_every_command_has_an_example_and_says_what_is_wrong(tool: NounCommand, verb: str, tmp_path: Path) -> None:
     assert f"Example: tpm-mtls tpm {verb}" in tool.text(verb, "--help")
     file = [tmp_path / "file"] if verb == "save-info" else []
     assert "there is no TPM at /nowhere" in tool(verb, *file, "--tcti", "device:/nowhere", status=3)

@@ -12,8 +12,8 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 
 from support.attestation_keys import enroll_attestation_key
+from support.noun_command import NounCommand
 from support.policies import extend, make_policy_key, pcr_policy
-from support.tpm_command import TpmCommand
 from support.tpm_keys import make_key
 from support.tpm_proxy import TpmProxy
 from support.tpm_trace import CommandTrace
@@ -38,9 +38,9 @@ _WRITES = re.compile(r"EvictControl|NV_(?!Read)|PCR_(?!Read)|Clear|Change|Lock")
 
 
 @pytest.fixture
-def tool(capsys: pytest.CaptureFixture[str], tpm: SimulatedTpm, monkeypatch: pytest.MonkeyPatch) -> TpmCommand:
+def tool(capsys: pytest.CaptureFixture[str], tpm: SimulatedTpm, monkeypatch: pytest.MonkeyPatch) -> NounCommand:
     monkeypatch.setenv("TPM_MTLS_TCTI", tpm.tcti)
-    return TpmCommand(capsys)
+    return NounCommand("tpm", capsys)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def save_identity(folder: Path, key: str, **changes: object) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_test_says_what_was_proven_and_how_long_it_took(
-    tool: TpmCommand, with_srk: SimulatedTpm, tmp_path: Path, name: str
+    tool: NounCommand, with_srk: SimulatedTpm, tmp_path: Path, name: str
 ) -> None:
     said = tool(*arguments(name, tmp_path))
     assert (said["test"], said["passed"], said["error"]) == (name, True, None)
@@ -89,7 +89,7 @@ def test_each_test_says_what_was_proven_and_how_long_it_took(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_test_writes_to_the_tpm_and_none_needs_many_commands(
-    tool: TpmCommand, with_srk: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tool: NounCommand, with_srk: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     trace = CommandTrace(with_srk, tmp_path, monkeypatch)
     tool(*arguments(name, tmp_path), "--tcti", trace.tcti)
@@ -102,7 +102,7 @@ def test_no_test_writes_to_the_tpm_and_none_needs_many_commands(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tpm_without_a_storage_root_key_gets_none(
-    tool: TpmCommand, tpm: SimulatedTpm, tmp_path: Path, name: str
+    tool: NounCommand, tpm: SimulatedTpm, tmp_path: Path, name: str
 ) -> None:
     if name in _NEED_SRK:
         said = tool(*arguments(name, tmp_path), status=10)
@@ -126,7 +126,7 @@ def test_a_tpm_without_a_storage_root_key_gets_none(
     ],
 )
 def test_a_wrong_answer_fails_the_test_and_what_was_proven_before_is_told(
-    tool: TpmCommand, with_srk: SimulatedTpm, tmp_path: Path, name: str, command: int, error: str
+    tool: NounCommand, with_srk: SimulatedTpm, tmp_path: Path, name: str, command: int, error: str
 ) -> None:
     proxy = TpmProxy(with_srk, tmp_path)
     proxy.spoil(command, -8 if name in {"sign", "quote"} else -1)  # the signature, before an empty session; the HMAC
@@ -141,7 +141,7 @@ def test_a_wrong_answer_fails_the_test_and_what_was_proven_before_is_told(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_refusal_is_told_and_leaves_nothing_behind(
-    tool: TpmCommand, with_srk: SimulatedTpm, tmp_path: Path, name: str
+    tool: NounCommand, with_srk: SimulatedTpm, tmp_path: Path, name: str
 ) -> None:
     proxy = TpmProxy(with_srk, tmp_path)
     proxy.answer({"ecdh": _ZGEN, "ecdh-aes": _ZGEN, "encrypt": _UNSEAL, "sign": _SIGN, "quote": _QUOTE}[name], 0x101)
@@ -150,7 +150,7 @@ def test_a_refusal_is_told_and_leaves_nothing_behind(
     assert with_srk.handles("transient") == []
 
 
-def test_the_device_s_own_key_is_the_one_that_signs(tool: TpmCommand, with_srk: SimulatedTpm, tmp_path: Path) -> None:
+def test_the_device_s_own_key_is_the_one_that_signs(tool: NounCommand, with_srk: SimulatedTpm, tmp_path: Path) -> None:
     key = make_key(with_srk, tmp_path)
     save_identity(tmp_path, str(key.reference))
     said = tool(*arguments("sign", tmp_path))
@@ -160,19 +160,19 @@ def test_the_device_s_own_key_is_the_one_that_signs(tool: TpmCommand, with_srk: 
 
 
 @pytest.mark.usefixtures("with_srk")
-def test_where_the_identity_is_a_software_key_the_tpm_signs_with_another(tool: TpmCommand, tmp_path: Path) -> None:
+def test_where_the_identity_is_a_software_key_the_tpm_signs_with_another(tool: NounCommand, tmp_path: Path) -> None:
     nothing = {"key_name": "", "srk_name": "", "tpm_vendor": "", "tpm_firmware": "", "reset_count": 0}
     save_identity(tmp_path, "device.key.pem", is_tpm=False, **nothing)
     assert tool(*arguments("sign", tmp_path))["key"] is None
 
 
 @pytest.mark.parametrize("algorithm", KeyAlgorithm)
-def test_keys_of_all_algorithms_sign(tool: TpmCommand, tmp_path: Path, algorithm: KeyAlgorithm) -> None:
+def test_keys_of_all_algorithms_sign(tool: NounCommand, tmp_path: Path, algorithm: KeyAlgorithm) -> None:
     said = tool(*arguments("sign", tmp_path), "--algorithm", algorithm)
     assert (said["key"], said["algorithm"]) == (None, algorithm)
 
 
-def test_a_key_that_cannot_be_used_is_told(tool: TpmCommand, with_srk: SimulatedTpm, tmp_path: Path) -> None:
+def test_a_key_that_cannot_be_used_is_told(tool: NounCommand, with_srk: SimulatedTpm, tmp_path: Path) -> None:
     with open_tpm(with_srk.tcti) as opened:
         public = opened.srk.create_key(KeyAlgorithm.ECC_P256).public
     p521 = replace(public, algorithm="ecc-p521")
@@ -185,7 +185,7 @@ def test_a_key_that_cannot_be_used_is_told(tool: TpmCommand, with_srk: Simulated
     assert "identity.json is damaged" in tool(*arguments("sign", tmp_path), status=10)
 
 
-def test_a_key_with_a_policy_signs_while_it_holds(tool: TpmCommand, with_srk: SimulatedTpm, tmp_path: Path) -> None:
+def test_a_key_with_a_policy_signs_while_it_holds(tool: NounCommand, with_srk: SimulatedTpm, tmp_path: Path) -> None:
     key = tmp_path / "bound.key.pem"
     make_policy_key(with_srk, key, pcr_policy())
     assert tool(*arguments("sign", tmp_path / "none"), "--key", key)["passed"]
@@ -194,7 +194,7 @@ def test_a_key_with_a_policy_signs_while_it_holds(tool: TpmCommand, with_srk: Si
 
 
 def test_the_device_s_own_attestation_key_is_the_one_that_quotes(
-    tool: TpmCommand, with_srk: SimulatedTpm, tmp_path: Path
+    tool: NounCommand, with_srk: SimulatedTpm, tmp_path: Path
 ) -> None:
     key = enroll_attestation_key(with_srk, tmp_path)
     said = tool(*arguments("quote", tmp_path))
@@ -205,7 +205,7 @@ def test_the_device_s_own_attestation_key_is_the_one_that_quotes(
 
 @pytest.mark.usefixtures("with_srk")
 def test_another_tpms_attestation_key_is_told(
-    tool: TpmCommand, make_tpm: Callable[..., SimulatedTpm], tmp_path: Path
+    tool: NounCommand, make_tpm: Callable[..., SimulatedTpm], tmp_path: Path
 ) -> None:
     enroll_attestation_key(make_tpm(), tmp_path)
     said = tool(*arguments("quote", tmp_path), status=4)
@@ -213,7 +213,7 @@ def test_another_tpms_attestation_key_is_told(
 
 
 def test_tpm2_checkquote_verifies_the_quote_that_was_written(
-    tool: TpmCommand, with_srk: SimulatedTpm, tmp_path: Path
+    tool: NounCommand, with_srk: SimulatedTpm, tmp_path: Path
 ) -> None:
     extend(with_srk, 7)
     folder = tmp_path / "a quote"
@@ -248,7 +248,7 @@ def test_time_is_counted_for_what_was_proven() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_test_has_an_example_and_says_that_no_tpm_is_there(tool: TpmCommand, tmp_path: Path, name: str) -> None:
+def test_every_test_has_an_example_and_says_that_no_tpm_is_there(tool: NounCommand, tmp_path: Path, name: str) -> None:
     assert f"Example: tpm-mtls tpm test {name}" in tool.text("test", name, "--help")
     assert (
         "there is no TPM at /nowhere"

@@ -233,32 +233,32 @@ def test_the_runtime_folder_is_the_first_that_can_be(tmp_path: Path) -> None:
     for name in ("service", "user", "system"):
         (tmp_path / name).mkdir()
     variables = {"RUNTIME_DIRECTORY": str(tmp_path / "service"), "XDG_RUNTIME_DIR": str(tmp_path / "user")}
-    assert runtime_folder(variables) == str(tmp_path / "service" / "tpm-mtls")
-    assert (tmp_path / "service" / "tpm-mtls").stat().st_mode & 0o777 == 0o700
-    assert runtime_folder(variables) == str(tmp_path / "service" / "tpm-mtls")
+    assert runtime_folder(variables) == str(tmp_path / "service" / "tpm-mtls-relay")
+    assert (tmp_path / "service" / "tpm-mtls-relay").stat().st_mode & 0o777 == 0o700
+    assert runtime_folder(variables) == str(tmp_path / "service" / "tpm-mtls-relay")
     del variables["RUNTIME_DIRECTORY"]
-    assert runtime_folder(variables) == str(tmp_path / "user" / "tpm-mtls")
+    assert runtime_folder(variables) == str(tmp_path / "user" / "tpm-mtls-relay")
     variables["XDG_RUNTIME_DIR"] = "relative"
     system = runtime_folder(variables, system=str(tmp_path / "system"))
-    assert system == (str(tmp_path / "system" / "tpm-mtls") if os.geteuid() == 0 else None)
+    assert system == (str(tmp_path / "system" / "tpm-mtls-relay") if os.geteuid() == 0 else None)
 
 
 def test_a_runtime_folder_that_others_can_use_is_none(tmp_path: Path) -> None:
-    (tmp_path / "tpm-mtls").mkdir()
-    (tmp_path / "tpm-mtls").chmod(0o750)
+    (tmp_path / "tpm-mtls-relay").mkdir()
+    (tmp_path / "tpm-mtls-relay").chmod(0o750)
     variables = {"XDG_RUNTIME_DIR": str(tmp_path)}
     assert runtime_folder(variables, system="/absent") is None
-    (tmp_path / "tpm-mtls").rmdir()
+    (tmp_path / "tpm-mtls-relay").rmdir()
     (tmp_path / "private").mkdir(mode=0o700)
-    (tmp_path / "tpm-mtls").symlink_to(tmp_path / "private")
+    (tmp_path / "tpm-mtls-relay").symlink_to(tmp_path / "private")
     assert runtime_folder(variables, system="/absent") is None
-    (tmp_path / "tpm-mtls").unlink()
-    (tmp_path / "tpm-mtls").touch()
+    (tmp_path / "tpm-mtls-relay").unlink()
+    (tmp_path / "tpm-mtls-relay").touch()
     assert runtime_folder(variables, system="/absent") is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of others")
 def test_a_runtime_folder_of_somebody_else_is_none(tmp_path: Path) -> None:
-    (tmp_path / "tpm-mtls").mkdir(mode=0o700)
-    os.chown(tmp_path / "tpm-mtls", 65534, 65534)
+    (tmp_path / "tpm-mtls-relay").mkdir(mode=0o700)
+    os.chown(tmp_path / "tpm-mtls-relay", 65534, 65534)
     assert runtime_folder({"XDG_RUNTIME_DIR": str(tmp_path)}, system="/absent") is None

@@ -40,7 +40,7 @@ PRIMARY = with_password(
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """This test's runtime folder."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path / "tpm-mtls"
+    return tmp_path / "tpm-mtls-relay"
 
 
 @pytest.fixture

@@ -11,6 +11,9 @@ from tpm_mtls.cli import run
 if TYPE_CHECKING:
     import pytest
 
+AUTH, OWNER, WRONG = "correct horse", "the owner's", "battery staple"
+"""Authorization values; each is in a file of that name, in lower case."""
+
 
 class Terminal(io.TextIOWrapper):
     """A standard input that says it is a terminal."""

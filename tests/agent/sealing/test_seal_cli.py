@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.policies import Operator, extend
-from support.seal_command import SealCommand
+from support.seal_command import AUTH, OWNER, WRONG, SealCommand
 from support.tpm_trace import CommandTrace
 from tpm_mtls.cli import run
 from tpm_mtls.identity import IdentityRecord, save_record
@@ -25,21 +25,9 @@ if TYPE_CHECKING:
     from support.tpm import SimulatedTpm
 
 SECRET = b"my secret\n"
-AUTH, OWNER, WRONG = "correct horse", "the owner's", "battery staple"
 
 
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tpm: SimulatedTpm) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TPM_MTLS_TCTI", tpm.tcti)
-    for name, value in (("auth", AUTH), ("owner", OWNER), ("wrong", WRONG)):
-        (tmp_path / name).write_text(value)
-        (tmp_path / name).chmod(0o600)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> SealCommand:
-    return SealCommand(monkeypatch, capfdbinary)
+pytestmark = pytest.mark.usefixtures("sealing_folder")
 
 
 @pytest.mark.parametrize("size", [1, 128, 129, 65536])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.policies import Operator, extend
-from support.seal_command import SealCommand
+from support.seal_command import AUTH, OWNER, SealCommand
 from support.tpm_proxy import TpmProxy
 from support.tpm_trace import CommandTrace
 from tpm_mtls.cli import run
@@ -26,22 +26,10 @@ if TYPE_CHECKING:
 
 SECRET = b"my secret\n"
 INDEX = "0x01800001"
-AUTH, OWNER, WRONG = "correct horse", "the owner's", "battery staple"
 _NV_WRITE, _NV_DEFINE = 0x137, 0x12A
 
 
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tpm: SimulatedTpm) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TPM_MTLS_TCTI", tpm.tcti)
-    for name, value in (("auth", AUTH), ("owner", OWNER), ("wrong", WRONG)):
-        (tmp_path / name).write_text(value)
-        (tmp_path / name).chmod(0o600)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> SealCommand:
-    return SealCommand(monkeypatch, capfdbinary)
+pytestmark = pytest.mark.usefixtures("sealing_folder")
 
 
 def policies(folder: Path) -> list[Path]:

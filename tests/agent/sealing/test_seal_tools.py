@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.policies import extend
-from support.seal_command import SealCommand
 from support.sealing import sealed_object_of
 from tpm_mtls.errors import StateError, StorageRootKeyChangedError
 from tpm_mtls.sealed_blob import SealedBlob
@@ -21,6 +20,7 @@ from tpm_mtls_agent.sealing.command import write_tools_files
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from support.seal_command import SealCommand
     from support.tpm import SimulatedTpm
     from tpm_mtls.structures import PublicArea
 
@@ -60,11 +60,6 @@ def tools(tpm: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "auth").write_text("hello")
     (tmp_path / "auth").chmod(0o600)
     return Tools(tpm, tmp_path)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> SealCommand:
-    return SealCommand(monkeypatch, capfdbinary)
 
 
 def load_ours(tools: Tools, name: str) -> str:

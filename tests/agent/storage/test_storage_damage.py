@@ -26,14 +26,6 @@ if TYPE_CHECKING:
 
 NAME, VALUE = b"stripe-api-key-prod", b"sk_live_abc123xyz"
 LARGE = b"-----BEGIN PRIVATE KEY-----" * 200
-START = ["Load", "StartAuthSession", "Unseal", "FlushContext", "GetCapability"]
-MAKE = ["StartAuthSession", "NV_DefineSpace"]
-WRITE = ["StartAuthSession", "NV_Write"]
-READ = ["StartAuthSession", "NV_Read"]
-REMOVE = ["StartAuthSession", "NV_UndefineSpace"]
-SEAL = ["StartAuthSession", "Create"]
-UNSEAL = ["Load", "StartAuthSession", "Unseal", "FlushContext"]
-NV_FULL, POLICY_FAIL = 0x14B, 0x99D
 
 PCR_7 = PolicyWish(pcrs="sha256:7")
 

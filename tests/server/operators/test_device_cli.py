@@ -35,31 +35,8 @@ OLD, NEW = boot_of("vmlinuz-6.12"), boot_of("vmlinuz-6.18")
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> str:
-    """The one of the fixture ``backend``."""
-    return f"sqlite:///{tmp_path}/telemetry.db"
-
-
-@pytest.fixture
-def device_cli(capsys: pytest.CaptureFixture[str], database: str) -> Command:
-    """Runs ``tpm-mtls server device``, which must end with ``status``: its JSON, its text, or its errors."""
-
-    def command(*arguments: str, status: int = 0, text: bool = False) -> Any:  # noqa: ANN401 - JSON
-        how = () if text else ("--json",)
-        assert run(["server", "device", *arguments, "--database", database, *how]) == status
-        output, errors = capsys.readouterr()
-        if status:
-            assert errors.startswith("tpm-mtls: error: ")
-            assert "\ntpm-mtls: hint: " in errors
-            return errors
-        return output if text else json.loads(output)
-
-    return command
-
-
-@pytest.fixture
-def machine(ca: DeviceCa) -> AttestingDevice:
-    return AttestingDevice(ca)
+def device_cli(server_command: Callable[[str], Command]) -> Command:
+    return server_command("device")
 
 
 def test_without_devices_the_list_is_empty(backend: BackendThread, device_cli: Command) -> None:

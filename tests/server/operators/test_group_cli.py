@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
     from support.attesting_device import Boot
     from support.backend import BackendThread
-    from support.device_ca import DeviceCa
     from tpm_mtls.policy.states import MachineState
 
     Command: TypeAlias = Callable[..., Any]
@@ -37,31 +35,8 @@ OLD, NEW = boot_of("vmlinuz-6.12"), boot_of("vmlinuz-6.18")
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> str:
-    """The one of the fixture ``backend``."""
-    return f"sqlite:///{tmp_path}/telemetry.db"
-
-
-@pytest.fixture
-def group(capsys: pytest.CaptureFixture[str], database: str) -> Command:
-    """Runs ``tpm-mtls server group``, which must end with ``status``: its JSON, its text, or its errors."""
-
-    def command(*arguments: str, status: int = 0, text: bool = False) -> Any:  # noqa: ANN401 - JSON
-        how = () if text else ("--json",)
-        assert run(["server", "group", *arguments, "--database", database, *how]) == status
-        output, errors = capsys.readouterr()
-        if status:
-            assert errors.startswith("tpm-mtls: error: ")
-            assert "\ntpm-mtls: hint: " in errors
-            return errors
-        return output if text else json.loads(output)
-
-    return command
-
-
-@pytest.fixture
-def machine(ca: DeviceCa) -> AttestingDevice:
-    return AttestingDevice(ca)
+def group(server_command: Callable[[str], Command]) -> Command:
+    return server_command("group")
 
 
 def state(boot: Boot, description: str = "", *, pcrs: tuple[int, ...] = (4, 8, 9)) -> MachineState:

@@ -1,4 +1,4 @@
-"""Running ``tpm-mtls pcr``."""
+"""Running the commands of one noun, such as ``tpm-mtls pcr``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     import pytest
 
 
-class PcrCommand:
-    """Runs ``tpm-mtls pcr …`` and gives its answer; ``errors`` is what the last one wrote to stderr."""
+class NounCommand:
+    """Runs ``tpm-mtls NOUN …`` and gives its answer; ``errors`` is what the last one wrote to stderr."""
 
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, noun: str, capsys: pytest.CaptureFixture[str]) -> None:
+        self._noun = noun
         self._capsys = capsys
         self.errors = ""
 
@@ -25,7 +26,7 @@ class PcrCommand:
 
     def text(self, *arguments: object, status: int = 0) -> str:
         """The answer as a person sees it."""
-        assert run(["pcr", *map(str, arguments)]) == status
+        assert run([self._noun, *map(str, arguments)]) == status
         output, self.errors = self._capsys.readouterr()
         assert "Traceback" not in self.errors
         if status:
