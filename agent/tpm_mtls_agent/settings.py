@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tpm_mtls_agent.requests.wrong_names import FREE, INTERVAL
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -24,8 +22,10 @@ class Limits:
         request: from the connection to the end of its request.
         answer: for a client to take the answer, and to close the connection.
         queue: for a request to wait for the TPM. 256 sets at a slow chip's half a second each take as long.
-        wrong_names: how many an account may ask for in one go.
-        wrong_name_interval: for each one after these.
+        wrong_names: how many an account may ask for in one go: programs look whether a secret is there yet when they
+            start.
+        wrong_name_interval: for each one after these: 8,640 guesses a day. A program that looks every ten seconds is
+            never held up.
         wrong_name_wait: for a request to wait because its account asked for too many.
         ending: for the requests in work when the agent is told to end.
         stuck: for the TPM to work on one request, before the watchdog is no longer fed.
@@ -36,8 +36,8 @@ class Limits:
     request: float = 5.0
     answer: float = 5.0
     queue: float = 150.0
-    wrong_names: int = FREE
-    wrong_name_interval: float = INTERVAL
+    wrong_names: int = 20
+    wrong_name_interval: float = 10.0
     wrong_name_wait: float = 10.0
     ending: float = 60.0
     stuck: float = 120.0

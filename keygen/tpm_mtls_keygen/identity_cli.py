@@ -54,11 +54,12 @@ def renew(  # noqa: PLR0913 - one parameter per option
     The device shows its present certificate and, if it enrolled so, the evidence of its TPM again. Interrupted
     anywhere, the next run, or the next first-boot, finishes it.
     """
-    from tpm_mtls_keygen import renew as renewal  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls_keygen.first_boot_settings import World  # noqa: PLC0415 - the same
     from tpm_mtls_keygen.patience import Patience  # noqa: PLC0415 - the same
+    from tpm_mtls_keygen.renew import renew as renew_identity  # noqa: PLC0415 - imports tpm2-pytss
+    from tpm_mtls_keygen.renew_settings import Settings  # noqa: PLC0415 - the same
 
-    settings = renewal.Settings(
+    settings = Settings(
         folder=state_dir,
         rotate_key=rotate_key,
         only_if_due=if_due,
@@ -68,7 +69,7 @@ def renew(  # noqa: PLR0913 - one parameter per option
         srk_authorization=read_authorization(srk_auth),
         endorsement_authorization=read_hierarchy_authorization(endorsement_auth),
     )
-    outcome = renewal.renew(settings, World(patience=Patience(seconds=wait), tell=tell))
+    outcome = renew_identity(settings, World(patience=Patience(seconds=wait), tell=tell))
     record = outcome.record
     verb = "renewed" if outcome.changed else "nothing to renew yet"
     notify_status(f"{verb}: {record.device}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tpm_mtls.errors import TpmMtlsError
     from tpm_mtls.identity import IdentityRecord
-    from tpm_mtls_keygen.renew import Settings
+    from tpm_mtls_keygen.renew_settings import Settings
 
 
 def renew_soft(settings: Settings, world: World, record: IdentityRecord) -> Outcome:

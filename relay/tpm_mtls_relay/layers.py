@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from tpm_mtls_relay.connection.opening import is_raw, open_transport
 from tpm_mtls_relay.connection.retrying import Retrying
-from tpm_mtls_relay.connection.transport import Connection, Limits, is_raw, open_transport
+from tpm_mtls_relay.connection.transport import Connection, Limits
+from tpm_mtls_relay.errors import RelayError
 from tpm_mtls_relay.loaded.objects import Objects
 from tpm_mtls_relay.loaded.tracking import Tracking
 from tpm_mtls_relay.observers.observers import Observers
@@ -51,7 +53,7 @@ class Layers:
         below = self._observers.before(self._connection)
         asked = Retrying(below, self.objects)
         if ledger is not None:
-            ledger.flush_leftovers(asked)
+            flush_leftovers(ledger, asked)
         self._tracking = Tracking(asked, self.objects, ledger)
         self._shortcuts: Shortcuts | None = None
         self._outermost: Exchange = below  # a traced program's commands are its own: none more, none repeated
@@ -85,6 +87,18 @@ class Layers:
 def build_layers(options: Options) -> Layers:
     """The layers that ``options`` ask for; the caller closes them."""
     return Layers(options)
+
+
+def flush_leftovers(ledger: Ledger, exchange: Exchange) -> None:
+    """Removes from the TPM what dead relays left there, if any; without a TPM that is for the next relay."""
+    if not ledger.others():
+        return
+    from tpm_mtls_relay.loaded import leftovers  # noqa: PLC0415 - rare
+
+    try:
+        leftovers.flush_leftovers(ledger.folder, ledger.tcti, exchange)
+    except (RelayError, OSError):
+        return
 
 
 def _ledger(folder: str, tcti: str) -> Ledger:

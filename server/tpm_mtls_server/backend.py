@@ -11,7 +11,7 @@ from tpm_mtls_server.endpoints.gate import closed
 from tpm_mtls_server.endpoints.routes import DeviceRoute, OperatorRoute
 from tpm_mtls_server.http import Refusal, connection_of, tls_of
 from tpm_mtls_server.logs import PATH_LIMIT, log
-from tpm_mtls_server.operators.metrics import OTHER
+from tpm_mtls_server.metrics import OTHER
 from tpm_mtls_server.peer import AnyPeer, DevicePeer, OperatorPeer, check_dates, identify
 from tpm_mtls_server.revocation import CrlFile, Verdict
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tpm_mtls_server.endpoints.gate import Gate
     from tpm_mtls_server.endpoints.routes import Found, Routes
-    from tpm_mtls_server.operators.metrics import Metrics
+    from tpm_mtls_server.metrics import Metrics
     from tpm_mtls_server.registry.contacts import Contacts
 
 RETRY_AFTER = {"Retry-After": "60"}

@@ -17,8 +17,8 @@ from tpm_mtls.errors import TpmMtlsError, UsageError
 from tpm_mtls.service_life import reloading, serving
 from tpm_mtls.tls import server_context, utc_now
 from tpm_mtls.tls.listener import Listener, bind
+from tpm_mtls_server.assembly import Endpoints
 from tpm_mtls_server.attestation import AttestationTrust
-from tpm_mtls_server.endpoints.assembly import Endpoints
 from tpm_mtls_server.http import HttpServer
 from tpm_mtls_server.logs import log
 from tpm_mtls_server.revocation import CrlFile

@@ -91,7 +91,7 @@ def test_the_maker_s_nonce_makes_another_key(opened: Tpm, template: EkTemplate) 
 
 def open_again(tpm: Tpm) -> object:
     """The endorsement keys of a connection that has not listed the NV memory yet."""
-    return type(tpm.endorsement)(tpm, tpm._resources)
+    return type(tpm.endorsement)(tpm, tpm.nv, tpm._resources)
 
 
 def test_the_nonce_goes_where_the_profile_says(opened: Tpm) -> None:

@@ -18,7 +18,7 @@ from support.tpm_proxy import TpmProxy
 from tpm_mtls.errors import StorageError, TpmRefusedError, TpmUnavailableError
 from tpm_mtls.tcti import is_raw
 from tpm_mtls.tpm import open_tpm
-from tpm_mtls.tpm.leftovers import Ledger, Loaded
+from tpm_mtls.tpm.ledger import Ledger, Loaded
 from tpm_mtls_relay.messages import commands
 from tpm_mtls_relay.messages.wire import simple_command
 
@@ -39,7 +39,7 @@ from contextlib import closing
 from pathlib import Path
 from tpm_mtls.structures import read_sealed_files
 from tpm_mtls.tpm import open_tpm
-from tpm_mtls.tpm.leftovers import Ledger
+from tpm_mtls.tpm.ledger import Ledger
 tcti, path, *files = sys.argv[1:]
 with closing(Ledger(Path(path))) as ledger, open_tpm(tcti, ledger=ledger) as tpm:
     tpm.srk.ensure()

@@ -13,7 +13,8 @@ import pytest
 from support.relay import RelayProcess, relay_layers, relay_process
 from support.tpm_commands import NULL, OWNER, flush, handle_in, load, sized, start_sequence, with_password
 from support.tpm_keys import make_key
-from tpm_mtls_relay.connection.transport import open_transport
+from tpm_mtls_relay import layers
+from tpm_mtls_relay.connection.opening import open_transport
 from tpm_mtls_relay.loaded.ledger import OBJECT, SEQUENCE, SESSION, Ledger, Record, files, lock, prefix, records
 from tpm_mtls_relay.loaded.leftovers import flush_leftovers
 from tpm_mtls_relay.loaded.loading import expected
@@ -190,8 +191,7 @@ def test_a_tpm_that_is_away_keeps_its_file(tpm: SimulatedTpm, folder: Path, ledg
     ledger.loaded(0x80000000)
     die(ledger)
     tpm.stop()
-    next_one = Ledger(str(folder), tpm.tcti)
-    next_one.flush_leftovers(open_transport(tpm.tcti))
+    layers.flush_leftovers(Ledger(str(folder), tpm.tcti), open_transport(tpm.tcti))
     assert len(files(str(folder), tpm.tcti)) == 1
 
 

@@ -15,7 +15,7 @@ from tpm_mtls_relay.errors import ConnectionLostError, KeyGoneError, RelayError,
 from tpm_mtls_relay.messages import commands
 from tpm_mtls_relay.messages.wire import HEADER, NO_SESSIONS, SESSIONS, code_of, simple_command
 from tpm_mtls_relay.policies import approvals as policy_approvals
-from tpm_mtls_relay.policies.authorization import sign_request
+from tpm_mtls_relay.policies.request import sign_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,7 +23,7 @@ from support.tpm_commands import (
 )
 from support.tpm_keys import make_key, make_srk
 from tpm_mtls_relay import errors
-from tpm_mtls_relay.connection.transport import open_transport
+from tpm_mtls_relay.connection.opening import open_transport
 from tpm_mtls_relay.errors import KeyGoneError, TransportError, UnreadableError
 from tpm_mtls_relay.layers import Layers
 from tpm_mtls_relay.loaded.objects import Objects, ask_public, key_at

@@ -15,6 +15,7 @@ import pytest
 from support.faulty_tpm import HANG, faulty_tpm
 from support.relay import relay_layers
 from tpm_mtls_relay import errors
+from tpm_mtls_relay.connection.opening import is_raw, open_transport
 from tpm_mtls_relay.connection.transport import (
     LONG_TIME_LIMIT,
     TIME_LIMIT,
@@ -23,8 +24,6 @@ from tpm_mtls_relay.connection.transport import (
     DeviceTransport,
     Limits,
     device_refusal,
-    is_raw,
-    open_transport,
 )
 from tpm_mtls_relay.errors import ConnectionLostError, KeyGoneError, MalformedCommandError, TransportError
 from tpm_mtls_relay.layers import Layers

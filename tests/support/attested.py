@@ -11,7 +11,7 @@ from cryptography import x509
 
 from tpm_mtls.certificates import load_certificates
 from tpm_mtls.tpm import open_tpm
-from tpm_mtls_keygen import renew
+from tpm_mtls_keygen import renew, renew_settings
 from tpm_mtls_keygen.evidence import read_endorsement
 from tpm_mtls_keygen.first_boot_run import run
 from tpm_mtls_keygen.first_boot_settings import Outcome, Settings, World
@@ -55,7 +55,7 @@ class AttestedBench:
 
     def renew(self, world: World | None = None, **changes: Any) -> Outcome:  # noqa: ANN401 - any setting
         """One renewal."""
-        return renew.renew(renew.Settings(self.folder, tcti=self.tpm.tcti, **changes), world or World())
+        return renew.renew(renew_settings.Settings(self.folder, tcti=self.tpm.tcti, **changes), world or World())
 
     def command(self, verb: str, *options: str) -> list[str]:
         """The command line without the program."""

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from tpm_mtls_relay.connection.opening import open_transport
 from tpm_mtls_relay.connection.retrying import Retrying
-from tpm_mtls_relay.connection.transport import open_transport
 from tpm_mtls_relay.loaded.objects import Objects
 from tpm_mtls_relay.loaded.tracking import Tracking
 from tpm_mtls_relay.messages import commands

@@ -12,7 +12,7 @@ from tpm_mtls.attestation.health import Failure, shortened
 from tpm_mtls.life_cycle import Change, judge
 from tpm_mtls.life_cycle_observed import observe
 from tpm_mtls.tpm import open_tpm
-from tpm_mtls.tpm.leftovers import Ledger
+from tpm_mtls.tpm.ledger import Ledger
 from tpm_mtls_agent.health import check_health
 from tpm_mtls_agent.quote import collect
 

@@ -12,7 +12,7 @@ from tpm_mtls.errors import IdentityError, PemError, StorageError, TpmMtlsError,
 from tpm_mtls.identity import load_record
 from tpm_mtls.tcti import is_raw, resolve_tcti
 from tpm_mtls.tpm import open_tpm
-from tpm_mtls.tpm.leftovers import Ledger
+from tpm_mtls.tpm.ledger import Ledger
 from tpm_mtls_agent.health import checks
 from tpm_mtls_agent.health.checks import Subject
 from tpm_mtls_agent.health.classify import Result, Skipped, cautions, failures

@@ -30,7 +30,8 @@ from tpm_mtls.identity import RECORD, load_identity
 from tpm_mtls.key_reference import KeyFile, PersistentHandle
 from tpm_mtls.policy.check import judge
 from tpm_mtls.policy.files import find_signed_policies
-from tpm_mtls.policy.key_policy import key_policy, observe
+from tpm_mtls.policy.key_policy import key_policy
+from tpm_mtls.policy.observation import observe
 from tpm_mtls.policy.ways import needs_authorization
 from tpm_mtls.structures import Attribute
 from tpm_mtls.tpm.policy_session import Proof

@@ -8,12 +8,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-FREE: Final = 20
-"""Wrong names in one go: programs look whether a secret is there yet when they start."""
-
-INTERVAL: Final = 10.0
-"""Seconds for each one after these: 8,640 guesses a day. A program that looks every ten seconds is never held up."""
-
 ACCOUNTS: Final = 4096
 """Accounts remembered one by one, some 100 bytes each; when so many have guessed lately, new ones share one budget."""
 
@@ -21,7 +15,7 @@ ACCOUNTS: Final = 4096
 class WrongNames:
     """For each account a bucket of wrong names that fills again with time. Times are seconds that only grow."""
 
-    def __init__(self, *, free: int = FREE, interval: float = INTERVAL, accounts: int = ACCOUNTS) -> None:
+    def __init__(self, *, free: int, interval: float, accounts: int = ACCOUNTS) -> None:
         self._free = free
         self._interval = interval
         self._limit = accounts

@@ -19,7 +19,7 @@ from tpm_mtls.json_record import load_json_record
 from tpm_mtls.policy.document import Hex, Name  # noqa: TC001 - msgspec reads the annotations
 from tpm_mtls.structures import parse_public_area
 from tpm_mtls.structures.sealed import SealedObject, sealed_object
-from tpm_mtls.tpm.leftovers import Ledger
+from tpm_mtls.tpm.ledger import Ledger
 from tpm_mtls_agent.storage import table as tables
 from tpm_mtls_agent.storage.envelope import FILE_LIMIT, parse_file_name
 

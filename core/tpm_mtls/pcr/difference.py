@@ -14,7 +14,7 @@ from tpm_mtls.pcr.explain import explain
 from tpm_mtls.pcr.logs import KERNEL_LOG, present_log, read_log
 from tpm_mtls.pcr.presentation import explanation_facts, explanation_lines
 from tpm_mtls.policy.check import PcrDiffers, judge
-from tpm_mtls.policy.key_policy import observe
+from tpm_mtls.policy.observation import observe
 from tpm_mtls.policy.states import state_of
 from tpm_mtls.policy.words import in_words
 from tpm_mtls.tpm import open_tpm

@@ -10,7 +10,7 @@ from tpm_mtls.files import write_atomic
 from tpm_mtls.policy.check import judge
 from tpm_mtls.policy.document import PolicyAuthorize, PolicyNv, each_assertion, encode
 from tpm_mtls.policy.files import POLICY_FILE, SIGNED_SUFFIX, find_signed_policies
-from tpm_mtls.policy.key_policy import observe
+from tpm_mtls.policy.observation import observe
 from tpm_mtls.policy.signing import verify_signed_policy
 
 if TYPE_CHECKING:

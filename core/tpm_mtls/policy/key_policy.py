@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tpm_mtls.errors import AlgorithmUnsupportedError, PolicyError
+from tpm_mtls.errors import PolicyError
 from tpm_mtls.files import read_capped
 from tpm_mtls.key_reference import KeyFile, KeyReference
-from tpm_mtls.policy.check import Present, Verdict, judge, wanted
+from tpm_mtls.policy.check import Verdict, judge
 from tpm_mtls.policy.digest import policy_digest
 from tpm_mtls.policy.files import find_policy, find_signed_policies
+from tpm_mtls.policy.observation import observe
 from tpm_mtls.structures import parse_tss2_pem
 from tpm_mtls.tcti import resolve_tcti
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tpm_mtls.policy.document import Assertion, PolicyDocument
-    from tpm_mtls.policy.files import FoundPolicy
     from tpm_mtls.structures import PublicArea
     from tpm_mtls.tpm import Tpm
 
@@ -99,18 +99,6 @@ def require_policy(found: KeyPolicy) -> PolicyDocument:
             hint="make one that has: tpm-mtls keygen create --pcrs, or --policy-signer",
         )
     return found.document
-
-
-def observe(tpm: Tpm, policy: Sequence[Assertion], signed: Sequence[FoundPolicy]) -> Present:
-    """What ``tpm`` says of that which ``policy``, or one signed for it, is about."""
-    pcrs, counters = wanted(policy, signed)
-    values = {}
-    for bank, numbers in pcrs.items():
-        try:
-            values[bank] = tpm.pcrs.read(bank, numbers)
-        except AlgorithmUnsupportedError:
-            continue  # its absence is the answer
-    return Present(values, {index: tpm.counters.read(index) for index in counters})
 
 
 def check_now(tpm: Tpm, policy: Sequence[Assertion], folders: Sequence[Path]) -> tuple[Verdict, list[PolicyError]]:

@@ -6,18 +6,27 @@ import atexit
 import os
 import sys
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from tpm_mtls.openssl import provider
 
-if TYPE_CHECKING:
-    from tpm_mtls.tls.own_key import OwnKey
+
+class Key(Protocol):
+    """A key in a TPM, as `tpm_mtls.tls.own_key.OwnKey` is one."""
+
+    def release(self) -> None:
+        """Flushes it."""
+
+    def after_fork(self) -> None:
+        """Abandons it: it is the parent's."""
 
 
 class Holder(Protocol):
     """A TLS context: as long as it lives, its key may be touched."""
 
-    own_key: OwnKey | None
+    @property
+    def own_key(self) -> Key | None:
+        """Its key; none where it has none."""
 
 
 _living: weakref.WeakSet[Holder] = weakref.WeakSet()
@@ -51,7 +60,7 @@ def _after_fork() -> None:
         key.after_fork()
 
 
-def _keys() -> list[OwnKey]:
+def _keys() -> list[Key]:
     return [holder.own_key for holder in list(_living) if holder.own_key is not None]
 
 

@@ -13,7 +13,8 @@ A process that uses this module never loads OpenSSL's tpm2 provider.
 """
 
 from tpm_mtls.tpm.attestation import Certification
-from tpm_mtls.tpm.connection import OWNER_HIERARCHY, Tpm
+from tpm_mtls.tpm.connection import Tpm
+from tpm_mtls.tpm.keys import OWNER_HIERARCHY
 from tpm_mtls.tpm.nv import NvIndex
 from tpm_mtls.tpm.opening import open_tpm
 from tpm_mtls.tpm.storage_root import SRK_HANDLE, StorageRootKey

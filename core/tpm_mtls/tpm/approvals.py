@@ -9,7 +9,7 @@ from tpm2_pytss.constants import ESYS_TR
 from tpm2_pytss.types import TPMT_SIGNATURE
 
 from tpm_mtls.tpm.boundary import sized_public
-from tpm_mtls.tpm.leftovers import Loaded
+from tpm_mtls.tpm.ledger import Loaded
 
 if TYPE_CHECKING:
     from tpm_mtls.policy.ways import ProveApproval

@@ -21,7 +21,7 @@ from tpm_mtls.tpm.storage_root import SRK_HANDLE
 from tpm_mtls.tpm.templates import key_agreement_template
 
 if TYPE_CHECKING:
-    from tpm_mtls.tpm.connection import Tpm
+    from tpm_mtls.tpm.keys import Keys
     from tpm_mtls.tpm.resources import Resources
     from tpm_mtls.tpm.sessions import Sessions
     from tpm_mtls.tpm.values import LoadedKey
@@ -46,8 +46,8 @@ class Agreement:
 class KeyAgreement:
     """Key agreement with an open TPM; `Tpm.key_agreement` is the one to use. Secrets cross the bus encrypted."""
 
-    def __init__(self, tpm: Tpm, resources: Resources, sessions: Sessions) -> None:
-        self._tpm = tpm
+    def __init__(self, keys: Keys, resources: Resources, sessions: Sessions) -> None:
+        self._keys = keys
         self._resources = resources
         self._context = resources.context
         self._sessions = sessions
@@ -59,7 +59,7 @@ class KeyAgreement:
             HandleNotFoundError: there is no storage root key; none is made.
             AlgorithmUnsupportedError: this TPM does not have ``algorithm``.
         """
-        return self._tpm.create_child(SRK_HANDLE, key_agreement_template(algorithm), None)
+        return self._keys.create_child(SRK_HANDLE, key_agreement_template(algorithm), None)
 
     def begin(self, key: LoadedKey) -> Agreement:
         """A secret for the owner of ``key``, by an ephemeral key that the TPM makes and forgets (two commands).

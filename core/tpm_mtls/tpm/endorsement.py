@@ -18,7 +18,8 @@ from tpm_mtls.tpm.boundary import public_area, sized_public
 from tpm_mtls.tpm.values import LoadedKey
 
 if TYPE_CHECKING:
-    from tpm_mtls.tpm.connection import Tpm
+    from tpm_mtls.tpm.keys import Keys
+    from tpm_mtls.tpm.nv import NvMemory
     from tpm_mtls.tpm.resources import Resources
 
 CERTIFICATE_LIMIT: Final = 4 * 1024
@@ -54,8 +55,9 @@ _HANDLES: Final = {
 class EndorsementKeys:
     """The endorsement keys of an open TPM; `Tpm.endorsement` is the one to use."""
 
-    def __init__(self, tpm: Tpm, resources: Resources) -> None:
-        self._tpm = tpm
+    def __init__(self, keys: Keys, nv: NvMemory, resources: Resources) -> None:
+        self._keys = keys
+        self._nv = nv
         self._resources = resources
         self._indices: frozenset[int] | None = None
 
@@ -63,7 +65,7 @@ class EndorsementKeys:
     def indices(self) -> frozenset[int]:
         """The NV indices that hold something about endorsement keys (one command, once)."""
         if self._indices is None:
-            self._indices = frozenset(self._tpm.nv.indices(_FIRST_CERTIFICATE))
+            self._indices = frozenset(self._nv.indices(_FIRST_CERTIFICATE))
         return self._indices
 
     def certified(self) -> tuple[EkTemplate, ...]:
@@ -80,7 +82,7 @@ class EndorsementKeys:
         """
         if template.certificate_index not in self.indices:
             return None
-        data = self._tpm.nv.read(template.certificate_index, limit=CERTIFICATE_LIMIT)
+        data = self._nv.read(template.certificate_index, limit=CERTIFICATE_LIMIT)
         certificates = _split(data)
         if not certificates:
             raise EvidenceError(
@@ -93,7 +95,7 @@ class EndorsementKeys:
         """The CA certificates (DER) that the maker stored, in its order; mostly none. Nothing of them is verified."""
         data = b""
         for index in sorted(self.indices & frozenset(_CHAIN)):
-            data += self._tpm.nv.read(index, limit=CHAIN_LIMIT - len(data))
+            data += self._nv.read(index, limit=CHAIN_LIMIT - len(data))
         return _split(data)
 
     def use(self, template: EkTemplate) -> LoadedKey:
@@ -108,7 +110,7 @@ class EndorsementKeys:
             EvidenceError: the maker's template is malformed.
         """
         try:
-            key = self._tpm.use_persistent(_HANDLES[template])
+            key = self._keys.use_persistent(_HANDLES[template])
         except HandleNotFoundError:
             return self._create(template)
         if key.public.is_storage_key and key.public.was_born_inside and key.public.algorithm == template.algorithm:
@@ -117,7 +119,7 @@ class EndorsementKeys:
 
     def persisted(self) -> frozenset[EkTemplate]:
         """The templates whose handles are in use, by whatever key (one command for each 64 objects)."""
-        handles = self._tpm.persistent_handles()
+        handles = self._keys.persistent_handles()
         return frozenset(template for template, handle in _HANDLES.items() if handle in handles)
 
     def persist(self, template: EkTemplate) -> None:
@@ -129,7 +131,7 @@ class EndorsementKeys:
             AlgorithmUnsupportedError, EvidenceError: as `use`.
         """
         with self._create(template) as key:
-            self._tpm.persist(key, _HANDLES[template])
+            self._keys.persist(key, _HANDLES[template])
 
     def _create(self, template: EkTemplate) -> LoadedKey:
         area = self._template(template)
@@ -137,17 +139,17 @@ class EndorsementKeys:
             resource, public, *_ = self._resources.context.create_primary(
                 None, sized_public(area), primary_handle=ESYS_TR.ENDORSEMENT
             )
-            return LoadedKey(public_area(public), b"", self._resources.register(resource), self._tpm)
+            return LoadedKey(public_area(public), b"", self._resources.register(resource), self._resources)
 
     def _template(self, template: EkTemplate) -> bytes:
         """The maker's template if there is one, with the maker's nonce if there is one: B.2, 2.2.1.4."""
         area = ek_template(template)
         if template.template_index in self.indices:
-            area = self._tpm.nv.read(template.template_index, limit=_TEMPLATE_LIMIT)
+            area = self._nv.read(template.template_index, limit=_TEMPLATE_LIMIT)
             _check_template(area, template)
         if template.nonce_index is None or template.nonce_index not in self.indices:
             return area
-        return _with_nonce(area, self._tpm.nv.read(template.nonce_index, limit=_NONCE_LIMIT), template)
+        return _with_nonce(area, self._nv.read(template.nonce_index, limit=_NONCE_LIMIT), template)
 
 
 def _check_template(area: bytes, template: EkTemplate) -> None:

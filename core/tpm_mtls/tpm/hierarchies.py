@@ -15,15 +15,16 @@ from tpm2_pytss.types import TPMT_SYM_DEF
 
 from tpm_mtls.authorization import Secret
 from tpm_mtls.errors import AuthorizationError
-from tpm_mtls.tpm.leftovers import Loaded
+from tpm_mtls.tpm.ledger import Loaded
 from tpm_mtls.tpm.sessions import INTO_TPM, UnsaltedSessions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tpm_mtls.tpm.connection import Tpm
+    from tpm_mtls.tpm.capabilities import Capabilities
     from tpm_mtls.tpm.resources import Resources
     from tpm_mtls.tpm.sessions import Sessions
+    from tpm_mtls.tpm.storage_root import StorageRootKey
 
 EMPTY: Final = Secret(b"")
 """The authorization value of a hierarchy that has none."""
@@ -111,15 +112,18 @@ def hierarchy_state(properties: Mapping[int, int]) -> HierarchyState:
 class Hierarchies:
     """The hierarchies of an open TPM; `Tpm.hierarchies` is the one to use."""
 
-    def __init__(self, tpm: Tpm, resources: Resources, sessions: Sessions) -> None:
-        self._tpm = tpm
+    def __init__(
+        self, capabilities: Capabilities, srk: StorageRootKey, resources: Resources, sessions: Sessions
+    ) -> None:
+        self._capabilities = capabilities
+        self._srk = srk
         self._resources = resources
         self._context = resources.context
         self._salted = sessions
 
     def state(self) -> HierarchyState:
         """What the TPM says about them (one command)."""
-        return hierarchy_state(self._tpm.capabilities.variable())
+        return hierarchy_state(self._capabilities.variable())
 
     def authorize(self, hierarchy: Hierarchy, value: Secret) -> None:
         """From now on commands use ``value`` for ``hierarchy``; `EMPTY` where it has none."""
@@ -215,11 +219,11 @@ class Hierarchies:
             self._context.clear(ESYS_TR.LOCKOUT, session1=session)
         for hierarchy in (Hierarchy.OWNER, Hierarchy.ENDORSEMENT, Hierarchy.LOCKOUT):
             self.authorize(hierarchy, EMPTY)
-        self._tpm.srk.read_again()
+        self._srk.read_again()
         self._salted.expected = None
 
     def _command(self, hierarchy: Hierarchy, doing: str) -> Any:  # noqa: ANN401 - a context manager of `Resources`
         return self._resources.command(doing, option=f"--{hierarchy.value}-auth")
 
     def _sessions(self) -> Sessions:
-        return UnsaltedSessions(self._resources) if self._tpm.srk.read() is None else self._salted
+        return UnsaltedSessions(self._resources) if self._srk.read() is None else self._salted

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tpm_mtls.authorization import Secret
     from tpm_mtls.policy.document import Assertion
     from tpm_mtls.policy.files import FoundPolicy
-    from tpm_mtls.tpm.connection import Tpm
+    from tpm_mtls.policy.observation import Registers
     from tpm_mtls.tpm.policy_session import PolicySessions
     from tpm_mtls.tpm.resources import Resources
     from tpm_mtls.tpm.sessions import Sessions
@@ -63,8 +63,10 @@ class NvSecrets:
     with POLICYREAD and OWNERWRITE is read by three.
     """
 
-    def __init__(self, tpm: Tpm, resources: Resources, sessions: Sessions, policies: PolicySessions) -> None:
-        self._tpm = tpm
+    def __init__(
+        self, registers: Registers, resources: Resources, sessions: Sessions, policies: PolicySessions
+    ) -> None:
+        self._registers = registers
         self._resources = resources
         self._context = resources.context
         self._sessions = sessions
@@ -216,7 +218,7 @@ class NvSecrets:
             with self._resources.command(doing, option="--owner-auth" if access.by_owner else "--auth"):
                 return call(sessions)
 
-        with secret_errors(self._tpm, doing, access.proof), self._comparing(public):
+        with secret_errors(self._registers, doing, access.proof), self._comparing(public):
             return self._policies.use(access.proof, direction, send)
 
     @contextmanager

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tpm_mtls.authorization import HierarchyAuthorization, Secret
-    from tpm_mtls.tpm.leftovers import Ledger
+    from tpm_mtls.tpm.ledger import Ledger
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def open_tpm(
         if ledger is not None:
             flush_leftovers(resources, ledger)
         try:
-            tpm = Tpm(context, where, resources, srk_authorization, expected_srk_name)
+            tpm = Tpm(resources, srk_authorization, expected_srk_name)
             resources.authorize(ESYS_TR.OWNER, resolve(tpm, owner_authorization))
             resources.authorize(ESYS_TR.ENDORSEMENT, resolve(tpm, endorsement_authorization))
             yield tpm

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tpm_mtls.authorization import Secret
     from tpm_mtls.structures import PublicArea
     from tpm_mtls.structures.nv_public import NvPublic
-    from tpm_mtls.tpm.leftovers import Ledger, Loaded
+    from tpm_mtls.tpm.ledger import Ledger, Loaded
 
 _KEY: Final = 1  # IESYSC_KEY_RSRC, IESYSC_NV_RSRC: libtss2, src/tss2-esys/esys_types.h
 _NV: Final = 2

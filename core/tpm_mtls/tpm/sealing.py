@@ -16,7 +16,7 @@ from tpm_mtls.policy.digest import policy_digest
 from tpm_mtls.structures import Attribute
 from tpm_mtls.structures.sealed import SEALED_LIMIT, SealedObject, sealed_object
 from tpm_mtls.tpm.boundary import public_area, says_damaged, sized_public
-from tpm_mtls.tpm.leftovers import Loaded
+from tpm_mtls.tpm.ledger import Loaded
 from tpm_mtls.tpm.policy_session import Proof
 from tpm_mtls.tpm.secret_errors import check_authorization, secret_errors
 from tpm_mtls.tpm.sessions import INTO_TPM, OUT_OF_TPM
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tpm_mtls.authorization import Secret
     from tpm_mtls.policy.document import Assertion
     from tpm_mtls.policy.files import FoundPolicy
-    from tpm_mtls.tpm.connection import Tpm
+    from tpm_mtls.policy.observation import Registers
     from tpm_mtls.tpm.policy_session import PolicySessions
     from tpm_mtls.tpm.resources import Resources
     from tpm_mtls.tpm.sessions import Sessions
@@ -41,13 +41,13 @@ class Sealing:
 
     def __init__(
         self,
-        tpm: Tpm,
+        registers: Registers,
         resources: Resources,
         sessions: Sessions,
         policies: PolicySessions,
         srk_authorization: Secret | None,
     ) -> None:
-        self._tpm = tpm
+        self._registers = registers
         self._resources = resources
         self._context = resources.context
         self._sessions = sessions
@@ -116,7 +116,7 @@ class Sealing:
         _check_policy(sealed, policy)
         doing = "unseal the data"
         proof = Proof(policy, signed_policies, may_have_value=_may_have_value(sealed))
-        with secret_errors(self._tpm, doing, proof), self._loaded(sealed, parent) as item:
+        with secret_errors(self._registers, doing, proof), self._loaded(sealed, parent) as item:
             self._resources.authorize(item, authorization)
 
             def send(sessions: Mapping[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tpm_mtls.errors import ForeignKeyError, PolicyRefusedError, UsageError
 from tpm_mtls.policy.check import judge
-from tpm_mtls.policy.key_policy import observe
+from tpm_mtls.policy.observation import observe
 from tpm_mtls.policy.ways import needs_authorization
 from tpm_mtls.response_codes import describe
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tpm_mtls.authorization import Secret
     from tpm_mtls.policy.document import Assertion
-    from tpm_mtls.tpm.connection import Tpm
+    from tpm_mtls.policy.observation import Registers
     from tpm_mtls.tpm.policy_session import Proof
 
 
@@ -32,7 +32,7 @@ def check_authorization(policy: Sequence[Assertion], authorization: Secret | Non
 
 
 @contextmanager
-def secret_errors(tpm: Tpm, doing: str, proof: Proof) -> Iterator[None]:
+def secret_errors(registers: Registers, doing: str, proof: Proof) -> Iterator[None]:
     """For uses of a secret: says what keeps its policy from holding, and what a foreign one is (a few commands then).
 
     Raises:
@@ -43,7 +43,7 @@ def secret_errors(tpm: Tpm, doing: str, proof: Proof) -> Iterator[None]:
         yield
     except PolicyRefusedError as error:
         policy, signed = proof.policy, proof.signed_policies
-        obstacles = judge(policy, observe(tpm, policy, signed), signed).obstacles if policy else ()
+        obstacles = judge(policy, observe(registers, policy, signed), signed).obstacles if policy else ()
         why = "; ".join(map(str, obstacles)) or "something changed meanwhile"
         raise PolicyRefusedError(
             f"cannot {doing}: its policy is not satisfied ({describe(error.rc)}): {why}",

@@ -22,7 +22,7 @@ from tpm_mtls.errors import (
     TpmMemoryError,
     TpmRefusedError,
 )
-from tpm_mtls.tpm.leftovers import Loaded
+from tpm_mtls.tpm.ledger import Loaded
 from tpm_mtls.tpm.storage_root import SRK_HANDLE
 
 if TYPE_CHECKING:

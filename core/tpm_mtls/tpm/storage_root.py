@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tpm_mtls.authorization import Secret
     from tpm_mtls.structures import KeyAlgorithm, PublicArea
-    from tpm_mtls.tpm.connection import Tpm
+    from tpm_mtls.tpm.keys import Keys
     from tpm_mtls.tpm.values import LoadedKey
 
 SRK_HANDLE = 0x81000001
@@ -37,8 +37,8 @@ class StorageRootKey:
     is created, and only when the TPM refuses it, it is read to say why.
     """
 
-    def __init__(self, tpm: Tpm) -> None:
-        self._tpm = tpm
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
         self._known_absent = False
         self._public: PublicArea | None = None
 
@@ -50,7 +50,7 @@ class StorageRootKey:
         """
         if self._public is None and not self._known_absent:
             try:
-                public = self._tpm.read_public(SRK_HANDLE).public
+                public = self._keys.read_public(SRK_HANDLE).public
             except HandleNotFoundError:
                 self._known_absent = True
                 return None
@@ -91,7 +91,7 @@ class StorageRootKey:
             AuthorizationError: the SRK has another authorization value (or, to create it, the owner hierarchy).
         """
         template = signing_template(algorithm, with_authorization=authorization is not None, policy=policy)
-        return self._use(lambda: self._tpm.create_child(SRK_HANDLE, template, authorization))
+        return self._use(lambda: self._keys.create_child(SRK_HANDLE, template, authorization))
 
     def create_attestation_key(self) -> LoadedKey:
         """A new attestation key under it (ECC P-256, ECDSA with SHA-256, restricted), loaded.
@@ -99,7 +99,7 @@ class StorageRootKey:
         Raises:
             as `create_key`.
         """
-        return self._use(lambda: self._tpm.create_child(SRK_HANDLE, attestation_template(), None))
+        return self._use(lambda: self._keys.create_child(SRK_HANDLE, attestation_template(), None))
 
     def import_key(
         self,
@@ -114,8 +114,8 @@ class StorageRootKey:
             as `create_key`.
         """
         duplicate = duplicate_for(self.ensure(), key, algorithm, authorization)
-        private = self._tpm.import_duplicate(SRK_HANDLE, duplicate)
-        return self._tpm.load(SRK_HANDLE, public_area(duplicate.public), private, authorization)
+        private = self._keys.import_duplicate(SRK_HANDLE, duplicate)
+        return self._keys.load(SRK_HANDLE, public_area(duplicate.public), private, authorization)
 
     def _use(self, command: Callable[[], _R]) -> _R:
         if self._known_absent:
@@ -131,12 +131,12 @@ class StorageRootKey:
             raise
 
     def _create(self) -> PublicArea:
-        with self._tpm.create_primary(storage_root_template()) as primary:
+        with self._keys.create_primary(storage_root_template()) as primary:
             public = primary.public
             try:
-                self._tpm.persist(primary, SRK_HANDLE)
+                self._keys.persist(primary, SRK_HANDLE)
             except HandleOccupiedError:
-                public = self._tpm.read_public(SRK_HANDLE).public  # somebody else was faster
+                public = self._keys.read_public(SRK_HANDLE).public  # somebody else was faster
                 _check(public)
         self._known_absent = False
         self._public = public

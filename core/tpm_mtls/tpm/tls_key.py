@@ -14,7 +14,7 @@ from tpm_mtls.key_reference import (
     PersistentHandle,
 )
 from tpm_mtls.structures import Attribute, Tss2Key, parse_tss2_pem
-from tpm_mtls.tpm.connection import OWNER_HIERARCHY
+from tpm_mtls.tpm.keys import OWNER_HIERARCHY
 
 if TYPE_CHECKING:
     from pathlib import Path

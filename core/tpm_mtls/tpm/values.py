@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tpm_mtls.structures import PublicArea
-    from tpm_mtls.tpm.connection import Tpm
+    from tpm_mtls.tpm.resources import Resources
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class LoadedKey:
     public: PublicArea
     private: bytes
     resource: int = field(repr=False)
-    _tpm: Tpm = field(repr=False, compare=False)
+    _resources: Resources = field(repr=False, compare=False)
 
     def __enter__(self) -> Self:
         return self
@@ -69,7 +69,7 @@ class LoadedKey:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._tpm.flush(self)
+            self._resources.flush(self.resource)
             return
         with suppress(TpmMtlsError):  # the first error is the one to tell
-            self._tpm.flush(self)
+            self._resources.flush(self.resource)

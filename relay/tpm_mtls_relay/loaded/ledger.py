@@ -15,13 +15,9 @@ import os
 import struct
 import time
 
-from tpm_mtls_relay.errors import RelayError
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from tpm_mtls_relay.messages.wire import Exchange
 
 _RECORD = struct.Struct(">BIH1017s")
 """Kind, handle (0 while it is not known), size of the public area, public area."""
@@ -50,27 +46,25 @@ class Record:
 
 
 class Ledger:
-    """This relay's file in ``folder``, for the TPM at ``tcti``; made at the first record."""
+    """This relay's file in ``folder``, for the TPM at ``tcti``; made at the first record.
+
+    Attributes:
+        folder: where it is, and those of others.
+        tcti: where the TPM is.
+    """
 
     def __init__(self, folder: str, tcti: str) -> None:
-        self._folder = folder
-        self._tcti = tcti
+        self.folder = folder
+        self.tcti = tcti
         self._descriptor = -1
         self._path = ""
         self._records: list[Record | None] = []
         self._pending = -1
         self._failed = False
 
-    def flush_leftovers(self, exchange: Exchange) -> None:
-        """Removes from the TPM what dead relays left there, if any; without a TPM that is for the next relay."""
-        if not files(self._folder, self._tcti):
-            return
-        from tpm_mtls_relay.loaded.leftovers import flush_leftovers  # noqa: PLC0415 - rare
-
-        try:
-            flush_leftovers(self._folder, self._tcti, exchange)
-        except (RelayError, OSError):
-            return
+    def others(self) -> bool:
+        """Whether other relays, living or dead, have files for the same TPM."""
+        return bool(files(self.folder, self.tcti))
 
     def expect(self, record: Record) -> None:
         """A command is about to be sent that loads ``record``."""
@@ -106,7 +100,7 @@ class Ledger:
 
     def _open(self) -> None:
         while self._descriptor < 0:
-            self._path = f"{self._folder}/{prefix(self._tcti)}{os.getpid()}-{time.time_ns()}{_SUFFIX}"
+            self._path = f"{self.folder}/{prefix(self.tcti)}{os.getpid()}-{time.time_ns()}{_SUFFIX}"
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             if lock(descriptor) and os.fstat(descriptor).st_nlink:
                 self._descriptor = descriptor

@@ -26,8 +26,8 @@ from tpm_mtls_relay.policies.file import Nv
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tpm_mtls_relay.messages.wire import Exchange
-    from tpm_mtls_relay.policies.authorization import SignRequest
     from tpm_mtls_relay.policies.paths import Step
+    from tpm_mtls_relay.policies.request import SignRequest
 
 PASSWORD = 0x40000009  # TPM_RS_PW
 _NOBODY = 0x40000007  # TPM_RH_NULL

@@ -17,8 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tpm_mtls_relay.loaded.public_area import PublicArea
     from tpm_mtls_relay.messages.wire import Exchange
-    from tpm_mtls_relay.policies.authorization import SignRequest
     from tpm_mtls_relay.policies.paths import Path, Step
+    from tpm_mtls_relay.policies.request import SignRequest
 
 # TPM 2.0 Library part 2 rev 1.59, 6.6.3; bit 6 says that a parameter is meant, bits 8 to 11 which one
 _POLICY_FAIL = 0x99D  # TPM_RC_POLICY_FAIL for session 1: what TPM2_Sign answers to the wrong PCRs

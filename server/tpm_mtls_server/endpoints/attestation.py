@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tpm_mtls.attestation.messages import Verdict
     from tpm_mtls_server.attestation import AttestationTrust, Facts
-    from tpm_mtls_server.operators.metrics import Metrics
+    from tpm_mtls_server.metrics import Metrics
     from tpm_mtls_server.peer import DevicePeer
     from tpm_mtls_server.registry.attestations import Attestations
     from tpm_mtls_server.registry.background import Background, TakenNonce

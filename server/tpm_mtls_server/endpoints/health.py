@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from tpm_mtls_server.operators.metrics import Metrics
+    from tpm_mtls_server.metrics import Metrics
     from tpm_mtls_server.peer import DevicePeer
     from tpm_mtls_server.registry.attestations import Attestations
 

@@ -24,14 +24,14 @@ from tpm_mtls.errors import StateError
 from tpm_mtls_server.endpoints.body import read_body
 from tpm_mtls_server.endpoints.routes import OperatorRoute
 from tpm_mtls_server.http import FIXED_HEADERS, Refusal, answer
+from tpm_mtls_server.metrics import CONTENT_TYPE, exposition
 from tpm_mtls_server.operators.device_facts import device_facts, dossier_facts, instant, read_dossier
-from tpm_mtls_server.operators.metrics import CONTENT_TYPE, exposition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from tpm_mtls_server.operators.metrics import Metrics
+    from tpm_mtls_server.metrics import Metrics
     from tpm_mtls_server.peer import OperatorPeer
     from tpm_mtls_server.registry import Registry
 

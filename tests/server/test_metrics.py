@@ -14,7 +14,7 @@ from support.attesting_device import AttestingDevice, boot_of
 from tpm_mtls.attestation.health import Failure, FailureKind, HealthReport, encode_health
 from tpm_mtls.attestation.messages import DeviceState
 from tpm_mtls_server.database import Database
-from tpm_mtls_server.operators.metrics import OTHER, Family, Metrics, exposition
+from tpm_mtls_server.metrics import OTHER, Family, Metrics, exposition
 from tpm_mtls_server.registry import Registry, Summary, schema
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from tpm_mtls_server.endpoints.devices import DeviceApi
 from tpm_mtls_server.endpoints.gate import Gate
 from tpm_mtls_server.endpoints.health import HealthApi
 from tpm_mtls_server.endpoints.routes import Routes
+from tpm_mtls_server.metrics import Metrics
 from tpm_mtls_server.operators.api import OperatorApi
-from tpm_mtls_server.operators.metrics import Metrics
 from tpm_mtls_server.registry import Registry
 from tpm_mtls_server.registry.attestations import Attestations
 from tpm_mtls_server.registry.contacts import Contacts
