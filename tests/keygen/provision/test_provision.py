@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.hardening import LOCKOUT, OWNER, Hardening
+from support.hardening import ALL, LOCKOUT, OWNER, Hardening
 from support.power_cut import DIES_AT_FILE_CHANGE, TpmTap
 from tpm_mtls.cli import run
 from tpm_mtls_keygen.provision.apply import JOURNAL
@@ -122,7 +122,12 @@ def test_a_wrong_lockout_authorization_is_tried_once(tpm: SimulatedTpm, provisio
     provision.write(LOCKOUT_ONLY)
     provision("apply", "--lockout-auth", provision.secret("wrong", "wrong"), status=4)
     assert "change the lockout authorization" in provision.errors
+    assert "blocks it for LOCKOUT_RECOVERY seconds" in provision.errors
     assert list((provision.folder / "state").iterdir()) == []  # what was begun is not what the TPM has
+
+    provision("apply", "--lockout-auth", provision.secret("before", "before"), status=4)
+    assert "a wrong lockout authorization was tried, which blocks that one (TPM_RC_LOCKOUT" in provision.errors
+    assert "--clear-lockout" not in provision.errors  # it would need that value, too
 
 
 def test_a_begun_lockout_authorization_is_tried_before_it_counts(tpm: SimulatedTpm, provision: Hardening) -> None:
@@ -172,6 +177,7 @@ def test_what_another_tpm_sealed_is_not_overwritten(
     other = Hardening(make_tpm(), provision.folder, capsys)
     other("apply", status=10)
     assert "storage root key is not" in other.errors
+    assert f"if this TPM was cleared, remove {provision.folder}/state/owner.sealed" in other.errors
     assert (provision.folder / "state" / "owner.sealed").read_bytes() == before
 
 
@@ -198,6 +204,10 @@ def test_it_clears_only_the_tpm_that_is_named(tpm: SimulatedTpm, provision: Hard
     provision("apply", name, "000b" + 32 * "00", status=10)
     assert f"storage root key is {srk}, not" in provision.errors
     provision("apply", name, "yes", status=2)
+    provision.write("")  # who does not say where the lockout authorization is
+    provision("apply", name, srk, status=4)
+    assert "lockout hierarchy has an authorization value, and none is kept or given" in provision.errors
+    provision.write(ALL)  # it was not tried without: that would block it
     assert provision("plan", name, srk)["the whole TPM"]
     assert provision.srk_name() == srk
 
@@ -209,6 +219,11 @@ def test_it_clears_only_the_tpm_that_is_named(tpm: SimulatedTpm, provision: Hard
     provision("apply", name, srk, status=10)
     assert not (provision.folder / "state" / JOURNAL).exists()
     assert tpm.handles("persistent") == ["0x81000001", "0x81010002"]
+
+    provision.secret("state/lockout", "wrong")
+    provision("apply", name, provision.srk_name(), status=4)
+    assert "cannot clear the TPM: wrong authorization value" in provision.errors
+    assert not (provision.folder / "state" / JOURNAL).exists()
 
 
 def test_a_damaged_journal_is_named(provision: Hardening) -> None:
