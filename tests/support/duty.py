@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from support.fleet import FleetCa
     from support.tpm import SimulatedTpm
 
-_CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("OPENSSL_", "TPM", "NOTIFY_"))}
+_NOT_INHERITED = ("OPENSSL_", "TPM", "NOTIFY_")
 _PATIENCE = 60.0  # seconds; a whole round of duties takes three
 
 
@@ -160,6 +160,7 @@ def duty_agent(
     command = [sys.executable, "-m", "tpm_mtls", "agent", "run", "--socket", folder / "tpmd.sock"]
     command += ["--state-dir", device.folder, "--tcti", device.tpm.tcti, "--run-dir", folder / "run"]
     command += ["--event-log", folder / "event-log", "--ima-log", folder / "ima-log", *options]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
     with (
         (folder / "agent.log").open("a") as log,
         subprocess.Popen(
@@ -167,7 +168,7 @@ def duty_agent(
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=_CLEAN | (environment or {}),
+            env=inherited | (environment or {}),
         ) as process,
     ):
         try:

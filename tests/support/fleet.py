@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 
     from support.tpm import SimulatedTpm
 
-_CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("OPENSSL_", "TPM"))}
 _OBJECTS = ("--transient-object", "--loaded-session", "--saved-session")
+
+
+def _environment() -> dict[str, str]:
+    """What a program gets: no TPM but the one it is told of. Read when it starts: what is measured differs by folder."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("OPENSSL_", "TPM"))}
 
 
 def tpm_mtls(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Runs the command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "tpm_mtls", *words],
-        env=_CLEAN,
+        env=_environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -85,7 +89,7 @@ def fleet_ca(folder: Path, *, approval: str = "never") -> Iterator[FleetCa]:
     command = [sys.executable, "-m", "tpm_mtls", "pki", "serve", "--ca-dir", str(made.folder), *unlock]
     with (
         (folder / "log").open("w") as log,
-        subprocess.Popen(command, env=_CLEAN, stdout=subprocess.PIPE, stderr=log, text=True) as server,
+        subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, stderr=log, text=True) as server,
     ):
         try:
             assert server.stdout is not None
@@ -132,7 +136,7 @@ class Device:
         """Starts it and cuts the power after that many seconds; whether it was still at work."""
         process = subprocess.Popen(
             [sys.executable, "-m", "tpm_mtls", *self.command()],
-            env=_CLEAN,
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
