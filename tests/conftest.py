@@ -25,7 +25,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    # what all tests share is never garbage: not to look at it makes each collection of `make_tpm` 0.1 s shorter
+    # what all tests share is never garbage: not to look at it makes each collection 0.1 s shorter
     gc.collect()
     gc.freeze()
 
@@ -53,7 +53,6 @@ def make_tpm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
 
     yield make
     try:
-        gc.collect()  # a caught exception's traceback keeps TLS contexts alive, and they their keys
         for tpm in made:
             tpm.assert_nothing_leaked()
     finally:
