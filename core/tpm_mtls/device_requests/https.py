@@ -84,6 +84,7 @@ class HttpsTransport:
             raise self._unreachable("did not answer in time" if late else _reason(error)) from error
         finally:
             watch.cancel()
+            watch.join()  # it knows the connection, and so must not be the one that frees context and key
         return answer
 
     def _unreachable(self, what: str) -> PeerUnreachableError:
