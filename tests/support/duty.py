@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from support.backend import running_backend
-from support.fleet import Device, tpm_mtls
+from support.fleet import Device, administers, tpm_mtls
 from tpm_mtls.identity import Identity
 from tpm_mtls.key_reference import KeyFile
 from tpm_mtls.secrets import Client
@@ -44,9 +44,7 @@ class Backend:
 
     def server(self, *words: str) -> Any:  # noqa: ANN401 - JSON
         """What ``tpm-mtls server …`` answers."""
-        done = tpm_mtls("server", *words, "--database", self.database, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return json.loads(administers("server", *words, "--database", self.database, "--json"))
 
 
 @contextlib.contextmanager
