@@ -53,6 +53,16 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
         raise storage_error(error, path, doing) from error
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is something at ``path``; `Path.exists` raises where the folder may not be looked into.
+
+    Raises:
+        StorageError: it cannot be known: this user may not look, or the disk cannot be read.
+    """
+    with storage_errors(path, "read"):
+        return path.exists()
+
+
 def read_capped(path: Path, *, limit: int = PEM_LIMIT) -> bytes:
     """The content of the regular file ``path``.
 

@@ -21,7 +21,7 @@ from tpm_mtls.cli_options import (
     tcti_option,
 )
 from tpm_mtls.errors import UsageError
-from tpm_mtls.files import PUBLIC_FILE, make_folder, remove_file, write_atomic
+from tpm_mtls.files import PUBLIC_FILE, is_there, make_folder, remove_file, write_atomic
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.key_reference import KeyFile, parse_handle, parse_key_reference
 from tpm_mtls.policy.files import policy_path
@@ -264,8 +264,10 @@ def remove(*, handle: str, yes: bool, owner_auth: str | None, state_dir: Path, t
         public = check_removable(tpm, number)
         if not yes:
             _confirm(f"Remove {public} at {number:#010x} for good?")
+        file = policy_path(state_dir, public.name)
+        has_file = bool(public.policy) and is_there(file)
         tpm.remove_persistent(number)
-    if (file := policy_path(state_dir, public.name)).exists():
+    if has_file:
         remove_file(file)
     answer({"removed": f"handle:{number:#010x}", "name": public.name.hex()}, f"removed {number:#010x}", as_json=as_json)
 
