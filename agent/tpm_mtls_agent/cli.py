@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +155,7 @@ def check(
     An agent that runs is asked to, and also tells its backend and shows it what was booted; without one this command
     checks by itself.
     """
-    import time  # noqa: PLC0415 - only this command pays for it
-
-    from tpm_mtls.authorization import read_authorization  # noqa: PLC0415 - the same
+    from tpm_mtls.authorization import read_authorization  # noqa: PLC0415 - only this command pays for it
     from tpm_mtls_agent import check_command  # noqa: PLC0415 - imports TPM libraries
     from tpm_mtls_agent.health import Authorizations  # noqa: PLC0415 - the same
 
