@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 _CLEAR = "--i-know-this-destroys-keys"
 
 
@@ -41,8 +41,10 @@ def _present_options(function: F) -> F:
 
 
 @click.command(epilog="Example: tpm-mtls provision --plan hardening.toml")
-@click.option("--plan", "planned", type=_FILE, metavar="FILE", help="Show what would be changed; change nothing.")
-@click.option("--apply", "applied", type=_FILE, metavar="FILE", help="Show it, and change it.")
+@click.option(
+    "--plan", "planned", type=_FILE, metavar="FILE", help="Show what would be changed; - is stdin."
+)
+@click.option("--apply", "applied", type=_FILE, metavar="FILE", help="Show and change it; - is stdin.")
 @_present_options
 @srk_auth_option
 @click.option(

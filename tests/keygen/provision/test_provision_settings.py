@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +106,14 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     assert load_settings(tmp_path / "hardening.toml").kept[Hierarchy.OWNER].path == tmp_path / "owner"
     with pytest.raises(StorageError, match="no such file"):
         load_settings(tmp_path / "other.toml")
+
+
+def test_it_may_come_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"[owner]\nauthorization = 'file:owner'\n")))
+    assert load_settings(Path("-")).kept[Hierarchy.OWNER].path == Path.cwd() / "owner"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"[ower]")))
+    with pytest.raises(UsageError, match="standard input is no hardening file"):
+        load_settings(Path("-"))
 
 
 def test_the_storage_root_key_comes_first_and_the_platform_last() -> None:
