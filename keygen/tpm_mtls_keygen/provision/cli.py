@@ -41,9 +41,7 @@ def _present_options(function: F) -> F:
 
 
 @click.command(epilog="Example: tpm-mtls provision --plan hardening.toml")
-@click.option(
-    "--plan", "planned", type=_FILE, metavar="FILE", help="Show what would be changed; - is stdin."
-)
+@click.option("--plan", "planned", type=_FILE, metavar="FILE", help="Show what would be changed; - is stdin.")
 @click.option("--apply", "applied", type=_FILE, metavar="FILE", help="Show and change it; - is stdin.")
 @_present_options
 @srk_auth_option
