@@ -212,6 +212,11 @@ def test_a_private_file_of_another_user_is_refused(tmp_path: Path) -> None:
     os.chown(path, 12345, 0)
     with pytest.raises(StorageError, match=r"belongs to another user \(uid 12345\)"):
         check_private(path)
+    os.chown(tmp_path, 12345, 0)  # a service's folder, which root administers
+    check_private(path)
+    os.chown(tmp_path, 12346, 0)
+    with pytest.raises(StorageError, match=r"belongs to another user \(uid 12345\)"):
+        check_private(path)
 
 
 def test_a_systemd_credential_is_private_whatever_its_mode_shows(
