@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _programs_are_not_measured() -> Iterator[None]:
-    """Coverage takes each of them longer to begin than their own work; what they run is measured by other tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-        yield
-
-
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
     """A new reader, at home in an empty folder."""
