@@ -76,7 +76,7 @@ def provision(  # noqa: PLR0913 - one parameter per option
       authorization = "sealed:/var/lib/tpm-mtls/endorsement.sealed"
       keys = "certified"
       [lockout]
-      authorization = "file:/etc/credstore/tpm-lockout"
+      authorization = "file:/var/lib/tpm-mtls/lockout"
       max_tries = 10
       recovery_time = "2h"
       lockout_recovery = "24h"

@@ -222,7 +222,8 @@ def _authorization(settings: Settings, hierarchy: Hierarchy, observed: Observed)
     where = settings.kept[hierarchy]
     match found.standing:
         case Standing.KEPT:
-            return Item(name, f"set, kept in {where}")
+            untried = ", not tried" if hierarchy is Hierarchy.LOCKOUT else ""
+            return Item(name, f"set, kept in {where}{untried}")
         case Standing.BEGUN:
             change = f"finish what was begun: keep it in {where}"
         case Standing.GIVEN:

@@ -8,7 +8,7 @@
     keys = "certified"                    # the endorsement keys that stay in the TPM; or a list: ["L-1", "L-2"]
 
     [lockout]
-    authorization = "file:/etc/credstore/tpm-lockout"
+    authorization = "file:/var/lib/tpm-mtls/lockout"
     max_tries = 10                        # wrong values until the TPM locks itself
     recovery_time = "2h"                  # one of them is forgotten after
     lockout_recovery = "24h"              # a wrong lockout authorization blocks that one for
