@@ -10,9 +10,8 @@ from tpm_mtls.identity import Identity
 from tpm_mtls.key_reference import PersistentHandle
 from tpm_mtls.tls import server_context
 
-IDENTITY = Identity(
-    PersistentHandle(0x81000101), Path("/etc/tpm-mtls/server.cert.pem"), Path("/var/lib/tpm-mtls/ca.cert.pem")
-)
+FOLDER = Path("/etc/tpm-mtls")
+IDENTITY = Identity(PersistentHandle(0x81000101), FOLDER / "server.cert.pem", FOLDER / "ca.cert.pem")
 
 
 async def application(scope: dict[str, object], _: object, send: Callable[..., Awaitable[None]]) -> None:

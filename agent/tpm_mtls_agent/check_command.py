@@ -7,13 +7,15 @@ import select
 import signal
 import time
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import msgspec
 
 from tpm_mtls.errors import IdentityError, StateError, TpmMtlsError
+from tpm_mtls.event_log.content import printable
 from tpm_mtls.files import make_folder, storage_errors
 from tpm_mtls.identity import load_record
+from tpm_mtls_agent.duties.record import load_duties
 from tpm_mtls_agent.duties.tpm_work import TpmWork, with_life_cycle
 from tpm_mtls_agent.health import HEALTH, load_health, publish, status_line
 from tpm_mtls_agent.requests.listening import lock_holder, locked
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tpm_mtls.attestation.health import HealthReport
+    from tpm_mtls.attestation.messages import Verdict
+    from tpm_mtls_agent.duties.record import DutiesRecord
     from tpm_mtls_agent.health import Authorizations
 
 _PATIENCE: Final = 300.0  # seconds: a quote and two signatures of a slow chip, behind 256 secrets to be set
@@ -55,24 +59,87 @@ def check_now(
         return report
 
 
-def as_data(report: HealthReport) -> dict[str, Any]:
-    """For a script: what is in ``health.json``, and whether that means maintenance mode."""
-    return {"maintenance": report.maintenance, **msgspec.to_builtins(report)}
+def wait_for_verdict(lock: Path, run_dir: Path, *, since: float, patience: float) -> Verdict:
+    """What the backend says of a quote that the agent made after ``since``, in which it was asked to check.
+
+    Args:
+        lock: the agent's lock file.
+        run_dir: where the agent shows what its duties came to.
+        since: seconds of ``time.monotonic``.
+        patience: seconds to wait for it, at the most.
+
+    Raises:
+        StateError: no agent runs, it ended, it has no backend or did not reach it, or it was not done in time.
+        IdentityError, StorageError: what it shows cannot be read.
+    """
+    pid = lock_holder(lock)
+    if pid is None:
+        raise StateError(
+            "no agent runs that could show the backend what was booted",
+            hint="start it: tpm-mtls agent run --backend URL; or check without --wait",
+        )
+    end = time.monotonic() + patience
+    with storage_errors(lock, f"wait for the agent, process {pid}, of"), _process(pid) as process:
+        while not _has_done(duties := load_duties(run_dir), since):
+            if select.select([process], [], [], _STEP)[0]:
+                raise _ended(pid)
+            if time.monotonic() > end:
+                raise StateError(
+                    f"the backend's verdict did not come within {patience:g} seconds",
+                    hint="wait longer: --wait SECONDS; what came later: tpm-mtls agent status",
+                )
+    return _verdict(duties)
 
 
-def describe(report: HealthReport) -> str:
+def _has_done(duties: DutiesRecord | None, since: float) -> TypeGuard[DutiesRecord]:
+    return duties is not None and duties.round_began is not None and duties.round_began >= since
+
+
+def _verdict(duties: DutiesRecord) -> Verdict:
+    """That of the round which is over."""
+    if duties.backend is None:
+        raise StateError("the agent has no backend", hint="name it: tpm-mtls agent run --backend URL")
+    if duties.backend.error:
+        raise StateError(f"the agent has no verdict: {duties.backend.error}", hint=duties.backend.hint)
+    if duties.verdict is None:
+        raise StateError(
+            "the agent shows the backend no quotes: this device has no attestation key",
+            hint="enroll with evidence: tpm-mtls keygen first-boot without a token",
+        )
+    return duties.verdict
+
+
+def as_data(report: HealthReport, verdict: Verdict | None = None) -> dict[str, Any]:
+    """For a script: what is in ``health.json``, whether that means maintenance mode, and the ``verdict``, if any."""
+    data = {"maintenance": report.maintenance, **msgspec.to_builtins(report)}
+    return data if verdict is None else data | {"verdict": msgspec.to_builtins(verdict)}
+
+
+def describe(report: HealthReport, verdict: Verdict | None = None) -> str:
     """For a person."""
     lines = [status_line(report)]
     lines += [f"{check.name}: {check.outcome} ({check.seconds:.3f} s)" for check in report.checks]
     lines += [f"{each.kind}: {each.reason}" for each in report.failures]
     lines += [f"warning, {each.kind}: {each.text}; {each.hint}" for each in report.warnings]
+    if verdict is not None:
+        lines.append(f"backend: {verdict.state}")
     return "\n".join(lines)
 
 
-def failure(report: HealthReport) -> TpmMtlsError:
-    """The error that tells the first reason for maintenance mode."""
-    first = report.failures[0]
-    return StateError(f"maintenance mode, {first.kind}: {first.reason}", hint=first.hint)
+def failure(report: HealthReport, verdict: Verdict | None = None) -> TpmMtlsError | None:
+    """The error that tells the first reason for maintenance mode, or else why the backend does not trust the device.
+
+    None if all is well.
+    """
+    if report.maintenance:
+        first = report.failures[0]
+        return StateError(f"maintenance mode, {first.kind}: {first.reason}", hint=first.hint)
+    if verdict is None or verdict.trusted:
+        return None
+    reason, _, advice = printable(verdict.reason).partition("; ")
+    return StateError(
+        f"the backend does not trust what was booted: {reason}", hint=advice or "the backend's operators know more"
+    )
 
 
 def _check(work: TpmWork) -> HealthReport:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tpm_mtls.cli_options import answer, json_option, state_dir_option, tcti_option
-from tpm_mtls.errors import PeerUnreachableError
+from tpm_mtls.cli_options import answer, json_option, state_dir_option, storage_options, tcti_option
+from tpm_mtls.errors import PeerUnreachableError, TpmMtlsError
 from tpm_mtls.policy.options import policy_options
 from tpm_mtls.secrets.protocol import DEFAULT_SOCKET
 from tpm_mtls_agent.duty_options import DUTY_NAMES, duty_options, read_duties, run_dir_option
@@ -45,8 +46,7 @@ def agent() -> None:
 @click.option("--audit", type=_file, metavar="FILE", help=f"The audit log.  [default: DIR/{_AUDIT}]")
 @policy_options
 @duty_options
-@click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
-@click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one.")
+@storage_options
 @tcti_option
 @json_option
 def run(  # noqa: PLR0913 - one parameter per option
@@ -132,24 +132,46 @@ def run(  # noqa: PLR0913 - one parameter per option
 @run_dir_option
 @click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if no agent runs.")
 @click.option("--auth", metavar="SOURCE", help="The TLS key's authorization value, if no agent runs.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Wait so long for what the backend says of what was booted, too; fails if it does not trust that.",
+)
 @tcti_option
 @json_option
 def check(
-    *, state_dir: Path, run_dir: Path, srk_auth: str | None, auth: str | None, tcti: str | None, as_json: bool
+    *,
+    state_dir: Path,
+    run_dir: Path,
+    srk_auth: str | None,
+    auth: str | None,
+    wait: float | None,
+    tcti: str | None,
+    as_json: bool,
 ) -> None:
     """Check the TPM now; fails if it has to be in maintenance mode.
 
-    An agent that runs is asked to, and also tells its backend; without one this command checks by itself.
+    An agent that runs is asked to, and also tells its backend and shows it what was booted; without one this command
+    checks by itself.
     """
     from tpm_mtls.authorization import read_authorization  # noqa: PLC0415 - only this command pays for it
-    from tpm_mtls_agent.check_command import as_data, check_now, describe, failure  # noqa: PLC0415 - imports TPM libraries
+    from tpm_mtls_agent import check_command  # noqa: PLC0415 - imports TPM libraries
     from tpm_mtls_agent.health import Authorizations  # noqa: PLC0415 - the same
 
     authorizations = Authorizations(srk=read_authorization(srk_auth), key=read_authorization(auth))
-    report = check_now(state_dir, state_dir / _LOCK, run_dir, tcti=tcti, authorizations=authorizations)
-    answer(as_data(report), describe(report), as_json=as_json)
-    if report.maintenance:
-        raise failure(report)
+    lock, since = state_dir / _LOCK, time.monotonic()
+    report = check_command.check_now(state_dir, lock, run_dir, tcti=tcti, authorizations=authorizations)
+    verdict, problem = None, None
+    if wait is not None:
+        try:
+            verdict = check_command.wait_for_verdict(lock, run_dir, since=since, patience=wait)
+        except TpmMtlsError as error:  # what was found at the TPM is told all the same
+            problem = error
+    answer(check_command.as_data(report, verdict), check_command.describe(report, verdict), as_json=as_json)
+    problem = check_command.failure(report, verdict) or problem
+    if problem is not None:
+        raise problem
 
 
 @agent.command(epilog="Example: tpm-mtls agent status --socket /run/tpmd.sock --json")

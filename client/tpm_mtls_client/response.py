@@ -73,12 +73,15 @@ class Response:
     def explanation(self) -> str:
         """The server's words in one line: no control characters, no markup, at most 300 characters; may be empty."""
         text = self.body[: 16 * _EXPLANATION_LIMIT].decode(errors="replace")
-        found = _json_text(text) or re.sub(r"<[^>]*>", " ", text)
+        found = _json_text(text, "error", "detail", "message", "title") or re.sub(r"<[^>]*>", " ", text)
         return one_line(found, _EXPLANATION_LIMIT)
 
     def _hint(self) -> str:
         if _FIRST_REDIRECT <= self.status < _FIRST_ERROR:
             return "redirects are not followed: give the URL that is meant"
+        advice = _json_text(self.body[: 16 * _EXPLANATION_LIMIT].decode(errors="replace"), "hint")
+        if advice:
+            return f"the server says: {one_line(advice, _EXPLANATION_LIMIT)}"
         return _HINTS.get(self.status, "the server's log says more")
 
 
@@ -128,14 +131,14 @@ def read_body(answer: BaseHTTPResponse, *, limit: int, peer: str) -> bytes:
     )
 
 
-def _json_text(text: str) -> str | None:
-    """The text of a JSON error object (``error``, ``detail``, ``message`` or RFC 9457's ``title``)."""
+def _json_text(text: str, *names: str) -> str | None:
+    """The first text that a JSON error object has under one of ``names`` (RFC 9457: ``detail``, ``title``)."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
         return None
     if isinstance(data, dict):
-        for name in ("error", "detail", "message", "title"):
+        for name in names:
             if isinstance(data.get(name), str):
                 return str(data[name])
     return None

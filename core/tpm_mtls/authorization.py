@@ -18,6 +18,7 @@ SECRET_LIMIT = 1024
 TPM_LIMIT = 32
 """An authorization value is at most as long as the digest of the object's nameAlg, SHA-256 (part 1, 17.6.4.3)."""
 
+_SOURCES = "prompt, file:PATH or credential:NAME"
 _SEALED = "sealed:"
 
 
@@ -47,7 +48,7 @@ HierarchyAuthorization: TypeAlias = Secret | SealedFile
 """Of a hierarchy: unlike a key's, the TPM itself may keep it sealed, as its own use needs no such value."""
 
 
-def read_secret(source: str, *, what: str, confirm: bool = False) -> Secret:
+def read_secret(source: str, *, what: str, confirm: bool = False, sources: str = _SOURCES) -> Secret:
     """The secret that ``source`` says where to find.
 
     Args:
@@ -55,6 +56,7 @@ def read_secret(source: str, *, what: str, confirm: bool = False) -> Secret:
             (a systemd credential, read from $CREDENTIALS_DIRECTORY).
         what: what it is, for the prompt and the errors ("authorization value", "passphrase").
         confirm: ask twice at a prompt, for a new secret.
+        sources: all that the caller takes, for the errors.
 
     Raises:
         UsageError: another source, nothing there, or an empty, over-long or multi-line secret.
@@ -71,7 +73,7 @@ def read_secret(source: str, *, what: str, confirm: bool = False) -> Secret:
     else:
         # what was given is not repeated: it may be the secret itself
         raise UsageError(
-            f"the {what} must be given as prompt, file:PATH or credential:NAME",
+            f"the {what} must be given as {sources}",
             hint="on the command line itself every local user could read it",
         )
     if not value or len(value) > SECRET_LIMIT or set(value) & {0, 10, 13}:
@@ -79,7 +81,7 @@ def read_secret(source: str, *, what: str, confirm: bool = False) -> Secret:
     return Secret(value)
 
 
-def read_authorization(source: str | None, *, confirm: bool = False) -> Secret | None:
+def read_authorization(source: str | None, *, confirm: bool = False, sources: str = _SOURCES) -> Secret | None:
     """An authorization value for a TPM object from ``source`` (see `read_secret`), or none for none.
 
     Raises:
@@ -88,7 +90,7 @@ def read_authorization(source: str | None, *, confirm: bool = False) -> Secret |
     """
     if source is None:
         return None
-    secret = read_secret(source, what="authorization value", confirm=confirm)
+    secret = read_secret(source, what="authorization value", confirm=confirm, sources=sources)
     if len(secret.value) > TPM_LIMIT:
         raise UsageError(f"the authorization value is longer than {TPM_LIMIT} bytes", hint="a TPM takes no longer one")
     return secret
@@ -106,7 +108,7 @@ def read_hierarchy_authorization(source: str | None) -> HierarchyAuthorization |
         path = Path(source.removeprefix(_SEALED))
         check_private(path)
         return SealedFile(path)
-    return read_authorization(source)
+    return read_authorization(source, sources=f"prompt, file:PATH, credential:NAME or {_SEALED}PATH")
 
 
 def _prompt(what: str, *, confirm: bool) -> bytes:

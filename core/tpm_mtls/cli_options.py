@@ -42,7 +42,7 @@ def state_dir_option(function: F) -> F:
     """``--state-dir``: the identity folder; passes a path to the parameter ``state_dir``."""
     return click.option(
         "--state-dir",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=click.Path(file_okay=False, readable=False, path_type=Path),  # commands that have no use for it work
         default=DEFAULT_FOLDER,
         show_default=True,
         metavar="DIR",
@@ -60,14 +60,37 @@ def auth_option(what: str = "the key's authorization value") -> Callable[[F], F]
     return click.option("--auth", metavar="SOURCE", help=f"Where {what} is: prompt, file:PATH or credential:NAME.")
 
 
-def owner_auth_option(function: F) -> F:
-    """``--owner-auth SOURCE``: the text or none, for `tpm_mtls.authorization.read_hierarchy_authorization`."""
+def hierarchy_auth_option(hierarchy: str, what: str) -> Callable[[F], F]:
+    """``--HIERARCHY-auth SOURCE``: the text or none, for `tpm_mtls.authorization.read_hierarchy_authorization`."""
     return click.option(
-        "--owner-auth",
+        f"--{hierarchy}-auth", metavar="SOURCE", help=f"{what}: prompt, file:PATH, credential:NAME or sealed:PATH."
+    )
+
+
+def owner_auth_option(function: F) -> F:
+    """``--owner-auth SOURCE``; see `hierarchy_auth_option`."""
+    return hierarchy_auth_option("owner", "The owner hierarchy's authorization value, if it has one")(function)
+
+
+def endorsement_auth_option(function: F) -> F:
+    """``--endorsement-auth SOURCE``; see `hierarchy_auth_option`."""
+    return hierarchy_auth_option("endorsement", "The endorsement hierarchy's authorization value, if it has one")(
+        function
+    )
+
+
+def srk_auth_option(function: F) -> F:
+    """``--srk-auth SOURCE``: the text or none, for `tpm_mtls.authorization.read_authorization`."""
+    return click.option(
+        "--srk-auth",
         metavar="SOURCE",
-        help="The owner hierarchy's authorization value, if it has one and there is no storage root key yet: prompt, "
-        "file:PATH, credential:NAME or sealed:PATH.",
+        help="The storage root key's authorization value, if it has one: prompt, file:PATH or credential:NAME.",
     )(function)
+
+
+def storage_options(function: F) -> F:
+    """``--owner-auth`` and ``--srk-auth``: for commands that make or use something below the storage root key."""
+    return owner_auth_option(srk_auth_option(function))
 
 
 def answer(data: Mapping[str, Any], text: str, *, as_json: bool) -> None:

@@ -53,6 +53,16 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
         raise storage_error(error, path, doing) from error
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is something at ``path``; `Path.exists` raises where the folder may not be looked into.
+
+    Raises:
+        StorageError: it cannot be known: this user may not look, or the disk cannot be read.
+    """
+    with storage_errors(path, "read"):
+        return path.exists()
+
+
 def read_capped(path: Path, *, limit: int = PEM_LIMIT) -> bytes:
     """The content of the regular file ``path``.
 
@@ -166,13 +176,15 @@ def check_private(path: Path) -> None:
     """Refuses a private file that others can read or that somebody else owns.
 
     A systemd credential is this unit's alone, whatever its mode: systemd may let the unit's user in by an access
-    control list, whose mask shows as the group's rights.
+    control list, whose mask shows as the group's rights. For root, who administers a service, a file may be of the
+    user whose folder it lies in.
 
     Raises:
-        StorageError: group or others have rights on it, or it belongs to another user than root or this one.
+        StorageError: group or others have rights on it, or it belongs to another user than these.
     """
     with storage_errors(path, "read"):
         status = path.stat()
+        owners = {0, os.geteuid() or path.parent.stat().st_uid}
     if str(path.parent) == os.environ.get("CREDENTIALS_DIRECTORY"):
         return
     if status.st_mode & 0o077:
@@ -181,7 +193,7 @@ def check_private(path: Path) -> None:
             hint=f"chmod 600 {path}",
             path=str(path),
         )
-    if status.st_uid not in {0, os.geteuid()}:
+    if status.st_uid not in owners:
         raise StorageError(
             f"{path} belongs to another user (uid {status.st_uid})", hint=f"chown it: {path}", path=str(path)
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 
 from tpm_mtls.errors import CredentialError, IdentityError
-from tpm_mtls.files import read_capped
+from tpm_mtls.files import is_there, read_capped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ def load_json_record(
         PemError: it is oversized.
         StorageError: it cannot be read.
     """
-    if not path.exists():
+    if not is_there(path):
         return None
     data = read_capped(path, limit=limit)
     try:

@@ -27,7 +27,7 @@ def resolve_tcti(explicit: str | None, *, kernel: Path = Path("/sys/class/tpm"))
     Raises:
         UsageError, StorageError: the configuration file is wrong, or cannot be read.
         TctiInvalidError: it names no known transport.
-        TpmUnavailableError: it is a device file that is not there or may not be opened.
+        TpmUnavailableError: it is a device file that is not there, is none, or may not be opened.
         TpmVersionError: it is a device that says it is a TPM 1.2.
     """
     tcti = chosen_tcti(explicit)
@@ -46,9 +46,10 @@ def chosen_tcti(explicit: str | None) -> str:
     tcti = explicit or os.environ.get(ENVIRONMENT) or load_configuration().tcti or DEFAULT_TCTI
     tcti = DEFAULT_TCTI if tcti in _LIBTSS2_DEFAULT else tcti
     if tcti.partition(":")[0] not in KNOWN or re.search(r"[\x00-\x1f]", tcti):
+        meant = f"did you mean device:{tcti}? " if re.fullmatch(r"/dev/\w+", tcti) else ""
         raise TctiInvalidError(
             f"not a TCTI string: {tcti[:80]!r}",
-            hint=f"examples: {DEFAULT_TCTI}, swtpm:port=2321 (known transports: {', '.join(KNOWN)})",
+            hint=f"{meant}examples: {DEFAULT_TCTI}, swtpm:port=2321 (known transports: {', '.join(KNOWN)})",
             tcti=tcti,
         )
     return tcti
@@ -75,6 +76,8 @@ def _check_device(device: Path, tcti: str, kernel: Path) -> None:
         raise TpmVersionError(f"{device} is a TPM 1.2", hint="a TPM 2.0 is needed; some firmware can switch", tcti=tcti)
     if not os.access(device, os.R_OK | os.W_OK):
         raise TpmUnavailableError(f"this user may not open {device}", hint=_who_may(device), tcti=tcti)
+    if not device.is_char_device():  # what a file holds would be overwritten by the first command
+        raise TpmUnavailableError(f"{device} is no device", hint=f"name the TPM's: --tcti {DEFAULT_TCTI}", tcti=tcti)
 
 
 def _who_may(device: Path) -> str:

@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tpm_mtls.authorization import read_authorization, read_hierarchy_authorization
-from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, tcti_option
+from tpm_mtls.cli_options import (
+    answer,
+    auth_option,
+    endorsement_auth_option,
+    json_option,
+    owner_auth_option,
+    state_dir_option,
+    storage_options,
+    tcti_option,
+)
 from tpm_mtls.errors import UsageError
-from tpm_mtls.files import PUBLIC_FILE, make_folder, remove_file, write_atomic
+from tpm_mtls.files import PUBLIC_FILE, is_there, make_folder, remove_file, write_atomic
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.key_reference import KeyFile, parse_handle, parse_key_reference
 from tpm_mtls.policy.files import policy_path
@@ -20,7 +29,6 @@ from tpm_mtls.policy.options import policy_options
 from tpm_mtls_keygen.cli_common import (
     created,
     form_options,
-    hierarchy_options,
     key_form,
     key_option,
     open_for_keys,
@@ -76,7 +84,7 @@ def keygen() -> None:
 @form_options
 @policy_options
 @auth_option("the new key's authorization value")
-@hierarchy_options
+@storage_options
 @state_dir_option
 @tcti_option
 @json_option
@@ -141,7 +149,7 @@ def _policy_facts(policy: NewPolicy, name: bytes) -> dict[str, Any]:
     "--subject-cn", metavar="NAME", help="The subject's common name; empty without it (the CA decides anyway)."
 )
 @auth_option()
-@hierarchy_options
+@storage_options
 @state_dir_option
 @tcti_option
 @json_option
@@ -172,9 +180,7 @@ def csr(  # noqa: PLR0913 - one parameter per option
 @keygen.command(epilog="Example: tpm-mtls keygen show --key handle:0x81000100")
 @click.option("--key", "reference", metavar="KEY", help="A TSS2 PEM file, or a handle like handle:0x81000100.")
 @click.option("--ek", is_flag=True, help="The endorsement key by which a CA knows this TPM: print its EK hash.")
-@click.option(
-    "--endorsement-auth", metavar="SOURCE", help="The endorsement hierarchy's authorization value, if it has one."
-)
+@endorsement_auth_option
 @state_dir_option
 @tcti_option
 @json_option
@@ -244,7 +250,7 @@ def list_(*, state_dir: Path, tcti: str | None, as_json: bool) -> None:
 @keygen.command(epilog="Example: tpm-mtls keygen remove --handle 0x81000100 --yes")
 @click.option("--handle", required=True, metavar="HANDLE", help="The persistent handle, from 0x81000100 on.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
+@owner_auth_option
 @state_dir_option
 @tcti_option
 @json_option
@@ -258,8 +264,10 @@ def remove(*, handle: str, yes: bool, owner_auth: str | None, state_dir: Path, t
         public = check_removable(tpm, number)
         if not yes:
             _confirm(f"Remove {public} at {number:#010x} for good?")
+        file = policy_path(state_dir, public.name)
+        has_file = bool(public.policy) and is_there(file)
         tpm.remove_persistent(number)
-    if (file := policy_path(state_dir, public.name)).exists():
+    if has_file:
         remove_file(file)
     answer({"removed": f"handle:{number:#010x}", "name": public.name.hex()}, f"removed {number:#010x}", as_json=as_json)
 

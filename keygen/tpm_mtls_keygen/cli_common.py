@@ -61,17 +61,6 @@ def form_options(function: F) -> F:
     return out(handle(function))
 
 
-def hierarchy_options(function: F) -> F:
-    """``--owner-auth`` and ``--srk-auth``, for `open_for_keys`."""
-    owner = click.option(
-        "--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one."
-    )
-    srk = click.option(
-        "--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one."
-    )
-    return owner(srk(function))
-
-
 def key_form(out: Path | None, handle: str | None) -> KeyForm:
     """Where a key goes.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from tpm_mtls.errors import CredentialError, HandleNotFoundError
+from tpm_mtls.errors import CredentialError, HandleNotFoundError, StorageError
 from tpm_mtls.key_reference import PersistentHandle
 from tpm_mtls.policy.files import find_policy
 from tpm_mtls.policy.words import in_words
@@ -184,7 +184,7 @@ def _describe(
 def _must_hold(public: PublicArea, policies: Sequence[Path]) -> str | None:
     try:
         document = find_policy(public.name, policies) if public.policy else None
-    except CredentialError as error:
+    except (CredentialError, StorageError) as error:
         return f"unknown: {error}"
     return in_words(document.policy) if document else None
 

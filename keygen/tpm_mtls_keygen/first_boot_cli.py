@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from tpm_mtls.authorization import read_authorization, read_hierarchy_authorization
-from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, tcti_option
+from tpm_mtls.cli_options import (
+    answer,
+    auth_option,
+    endorsement_auth_option,
+    json_option,
+    state_dir_option,
+    storage_options,
+    tcti_option,
+)
 from tpm_mtls.errors import UsageError
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.key_reference import parse_handle
@@ -56,11 +64,8 @@ if TYPE_CHECKING:
 )
 @policy_options
 @auth_option("an authorization value for the key")
-@click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
-@click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one.")
-@click.option(
-    "--endorsement-auth", metavar="SOURCE", help="The endorsement hierarchy's authorization value, if it has one."
-)
+@storage_options
+@endorsement_auth_option
 @click.option("--no-mirror", is_flag=True, help="Keep no copy of the identity in the TPM's NV memory, and seek none.")
 @click.option(
     "--no-tpm",

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from tpm_mtls.authorization import read_authorization, read_hierarchy_authorization
-from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, tcti_option
+from tpm_mtls.cli_options import (
+    answer,
+    auth_option,
+    endorsement_auth_option,
+    json_option,
+    state_dir_option,
+    storage_options,
+    tcti_option,
+)
 from tpm_mtls.identity import CERTIFICATE
 from tpm_mtls.service_manager import notify_status
 from tpm_mtls_keygen.cli_common import tell, wait_option
@@ -27,11 +35,8 @@ if TYPE_CHECKING:
 )
 @click.option("--if-due", is_flag=True, help="Do nothing before two thirds of the certificate's life are over.")
 @auth_option("the key's authorization value, the new one's too")
-@click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
-@click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one.")
-@click.option(
-    "--endorsement-auth", metavar="SOURCE", help="The endorsement hierarchy's authorization value, if it has one."
-)
+@storage_options
+@endorsement_auth_option
 @wait_option
 @state_dir_option
 @tcti_option

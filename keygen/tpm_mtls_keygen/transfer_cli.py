@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from tpm_mtls.authorization import read_authorization, read_secret
-from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, tcti_option
+from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, storage_options, tcti_option
 from tpm_mtls.errors import UsageError
 from tpm_mtls.files import PRIVATE_FILE, write_atomic
 from tpm_mtls.key_reference import KeyFile, parse_key_reference
-from tpm_mtls_keygen.cli_common import created, form_options, hierarchy_options, key_form, key_option, open_for_keys
+from tpm_mtls_keygen.cli_common import created, form_options, key_form, key_option, open_for_keys
 
 _LOST = """\
 this key existed outside the TPM: whoever has a copy of it can still use it, and no CA can tell the copies apart
@@ -31,7 +31,7 @@ better still, make a new key inside the TPM: tpm-mtls keygen create"""
 @click.option("--passphrase", metavar="SOURCE", help="Its passphrase: prompt, file:PATH or credential:NAME.")
 @form_options
 @auth_option("the authorization value that the key gets in the TPM")
-@hierarchy_options
+@storage_options
 @tcti_option
 @json_option
 def import_(  # noqa: PLR0913 - one parameter per option

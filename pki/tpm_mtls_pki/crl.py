@@ -38,8 +38,6 @@ ROOT_LIFETIME: Final = timedelta(days=365)
 _KEEP = timedelta(days=30)
 """A revoked certificate stays listed this long after its end: at least one CRL after it (RFC 5280, 3.3)."""
 
-_LOCK = ".crl.lock"
-
 Name = Literal["root", "issuing"]
 
 
@@ -114,7 +112,7 @@ def publish(database: Database, name: Name, path: Path) -> StoredCrl | None:
     Raises:
         StorageError: it cannot be written.
     """
-    with _locked(path.with_name(_LOCK)):
+    with _locked(path.parent):
         with database.reading() as connection:
             last = newest(connection, name)
         if last is not None:
@@ -148,9 +146,9 @@ def _entry(record: records.Record) -> x509.RevokedCertificate:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with storage_errors(path, "lock"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _locked(folder: Path) -> Iterator[None]:
+    with storage_errors(folder, "lock"):  # the folder: a file that root makes here, the service could not open
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -147,11 +147,11 @@ class Backend:
         try:
             device = await asyncio.to_thread(self._contacts.admit, peer, now=now)  # 4
         except CredentialError as error:
-            raise Refusal(403, str(error), close=True) from error
+            raise Refusal(403, str(error), hint=error.hint, close=True) from error
         except StorageError:
             if path == _WATCHED and path not in self._gate.paths:
                 return  # it tells that the store does not answer
             raise
-        reason = closed(device, path, gate=self._gate, now=now)  # 5
-        if reason is not None:
-            raise Refusal(403, reason)
+        found = closed(device, path, gate=self._gate, now=now)  # 5
+        if found is not None:
+            raise Refusal(403, found.reason, hint=found.hint)

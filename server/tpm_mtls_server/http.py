@@ -34,21 +34,23 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a failure of this progr
 
     Attributes:
         status: HTTP status.
+        hint: what to do about it; empty if the message says all.
         headers: further headers of the answer.
         close: whether the connection ends too.
     """
 
     def __init__(
-        self, status: int, message: str, *, headers: dict[str, str] | None = None, close: bool = False
+        self, status: int, message: str, *, hint: str = "", headers: dict[str, str] | None = None, close: bool = False
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.hint = hint
         self.headers = headers or {}
         self.close = close
 
     def response(self) -> web.Response:
-        """The answer: ``{"error": …}``, which never repeats what the client sent."""
-        response = answer({"error": str(self)}, status=self.status)
+        """The answer: ``{"error": …}``, with ``"hint"`` if there is one, which never repeats what the client sent."""
+        response = answer({"error": str(self)} | ({"hint": self.hint} if self.hint else {}), status=self.status)
         response.headers.update(self.headers)
         if self.close:
             response.force_close()

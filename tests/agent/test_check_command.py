@@ -17,13 +17,17 @@ from support.agent_process import agent_process
 from support.healthy_device import HANDLE, Device
 from support.tpm_keys import make_srk
 from tpm_mtls import cli
+from tpm_mtls.attestation.health import HealthReport
+from tpm_mtls.attestation.messages import DeviceState, Verdict
 from tpm_mtls.errors import IdentityError, StateError
 from tpm_mtls_agent import check_command
-from tpm_mtls_agent.check_command import check_now
+from tpm_mtls_agent.check_command import as_data, check_now, describe, failure, wait_for_verdict
+from tpm_mtls_agent.duties.record import DutiesRecord, Outcome, save_duties
 from tpm_mtls_agent.health import Authorizations
 from tpm_mtls_agent.requests.listening import lock_holder, locked
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from support.tpm import SimulatedTpm
@@ -190,6 +194,79 @@ def test_a_report_that_is_gone_again_is_told(
         removing.join()
 
 
+# -- what the backend says --------------------------------------------------------------------------------------------
+
+TRUSTED = Verdict(trusted=True, state=DeviceState.ATTESTED)
+DISTRUSTED = Verdict(
+    trusted=False, check=9, reason="PCR 4 differs; \x1b[31mlook at it; or not", state=DeviceState.FAILING
+)
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Path]:
+    """The lock of an agent that does nothing."""
+    process = holding(tmp_path / "agent.lock")
+    yield tmp_path / "agent.lock"
+    end(process)
+
+
+def wait(lock: Path, *, since: float = 5.0, patience: float = 30.0) -> Verdict:
+    return wait_for_verdict(lock, lock.parent, since=since, patience=patience)
+
+
+def test_the_verdict_is_that_of_a_round_which_began_later(agent: Path) -> None:
+    well = Outcome(time=1)
+    save_duties(agent.parent, DutiesRecord(round_began=4.9, backend=well, verdict=DISTRUSTED))
+    with pytest.raises(StateError, match=r"verdict did not come within 0\.1 seconds"):
+        wait(agent, patience=0.1)
+    record = DutiesRecord(round_began=5.0, backend=well, verdict=TRUSTED)
+    later = threading.Timer(0.2, save_duties, (agent.parent, record))
+    later.start()
+    assert wait(agent) == TRUSTED
+    later.join()
+
+
+def test_that_there_is_no_verdict_is_told_with_the_reason(agent: Path) -> None:
+    for record, said in (
+        (DutiesRecord(round_began=5.0), "the agent has no backend"),
+        (DutiesRecord(round_began=5.0, backend=Outcome(time=1)), "has no attestation key"),
+        (
+            DutiesRecord(
+                round_began=5.0, backend=Outcome(time=1, error="nobody answers", hint="look"), verdict=TRUSTED
+            ),
+            "the agent has no verdict: nobody answers",
+        ),
+    ):
+        save_duties(agent.parent, record)
+        with pytest.raises(StateError, match=said) as caught:
+            wait(agent)
+        assert caught.value.hint
+
+
+def test_without_an_agent_there_is_no_verdict(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="no agent runs"):
+        wait(tmp_path / "agent.lock")
+    process = holding(tmp_path / "agent.lock")
+    ending = threading.Timer(0.2, process.kill)
+    ending.start()
+    with pytest.raises(StateError, match=f"process {process.pid}, ended"):
+        wait(tmp_path / "agent.lock")
+    end(process)
+    ending.join()
+
+
+def test_a_verdict_is_shown_and_one_against_the_device_is_a_failure() -> None:
+    report = HealthReport(time=1)
+    assert "verdict" not in as_data(report)
+    assert as_data(report, TRUSTED)["verdict"]["state"] == "attested"
+    assert describe(report, TRUSTED).splitlines()[-1] == "backend: attested"
+    assert failure(report, TRUSTED) is failure(report) is None
+    error = failure(report, DISTRUSTED)
+    assert str(error) == "the backend does not trust what was booted: PCR 4 differs"
+    assert error is not None
+    assert error.hint == "?[31mlook at it; or not"
+
+
 # -- where none runs --------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +278,10 @@ def test_without_an_agent_the_command_checks_by_itself(
     assert run("agent", "check", *where) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("TPM healthy")
+    assert run("agent", "check", *where, "--wait", "1") == 10, "a verdict was asked for"
+    said = capsys.readouterr()
+    assert said.out.startswith("TPM healthy")
+    assert "tpm-mtls: error: no agent runs that could show the backend what was booted" in said.err
     assert [line.partition(" (")[0] for line in lines[1:4]] == ["wrap: passed", "quote: passed", "sign: passed"]
     assert (device.run_dir / "health.json").exists()
 

@@ -134,6 +134,18 @@ def test_an_error_status_is_an_answer_until_asked(client: Client, serve: MakeSer
     assert "revoked" in caught.value.hint
 
 
+def test_the_server_s_own_advice_is_the_hint_in_one_short_line(client: Client, serve: MakeServer) -> None:
+    def hint(body: bytes) -> str:
+        with pytest.raises(RequestRefusedError, match="answers 403") as caught:
+            client.get(serve(fixed(http(403, body))).url()).raise_for_status()
+        return caught.value.hint
+
+    assert hint(b'{"error": "not yet", "hint": "ask\\n\\u001b[31mBob"}') == "the server says: ask [31mBob"
+    assert len(hint(b'{"error": "not yet", "hint": "' + b"x" * 1000 + b'"}')) < 400
+    for other in (b'{"error": "not yet", "hint": ""}', b'{"hint": 7}', b'"hint"'):
+        assert "revoked" in hint(other)
+
+
 def test_a_long_explanation_with_control_characters_and_markup_becomes_one_short_line(
     client: Client, serve: MakeServer
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,20 +13,32 @@ import pytest
 
 from support.certificates import TestCa
 from support.https_server import HttpsServer, fixed, http, whoami
+from support.tpm_keys import make_key
+from support.tpm_proxy import TpmProxy
 from tpm_mtls.device_requests import BODY_LIMIT, Answer, DeviceTransport, Request, Server, Timeouts
 from tpm_mtls.device_requests.child import perform
+from tpm_mtls.device_requests.https import HttpsTransport
 from tpm_mtls.device_requests.messages import Job
-from tpm_mtls.errors import PeerUnreachableError, PeerUntrustedError, StorageError, TpmMtlsError, UsageError
+from tpm_mtls.errors import (
+    PeerUnreachableError,
+    PeerUntrustedError,
+    StorageError,
+    TpmMtlsError,
+    TpmRefusedError,
+    UsageError,
+)
 from tpm_mtls.key_reference import KeyFile
-from tpm_mtls.tls import server_context
+from tpm_mtls.tls import client_context, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from support.tpm import SimulatedTpm
     from tpm_mtls.identity import Identity
 
 GET = Request("GET", "/who", None, {})
+SIGN, TPM_RC_FAILURE = 0x15D, 0x101
 ADVICE = "check the backend's URL"
 
 
@@ -106,6 +119,27 @@ def test_the_child_s_errors_are_the_parent_s(https: HttpsServer, device: Identit
         send(DeviceTransport(at(https.port), replace(device, trust=stranger.trust)), GET)
     with pytest.raises(StorageError):
         send(DeviceTransport(at(https.port), replace(device, key=KeyFile(tmp_path / "gone.pem"))), GET)
+
+
+def test_no_thread_is_left_that_could_be_the_last_to_know_the_context(https: HttpsServer, device: Identity) -> None:
+    with HttpsTransport(at(https.port), client_context(device), Timeouts()) as transport:
+        transport.send(GET)
+        assert [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)] == []
+
+
+def test_a_key_that_does_not_sign_is_no_fault_of_the_server(
+    https: HttpsServer, ca: TestCa, tpm: SimulatedTpm, tmp_path: Path
+) -> None:
+    proxy = TpmProxy(tpm, tmp_path)
+    proxy.answer(SIGN, TPM_RC_FAILURE)
+    key = make_key(tpm, ca.folder)
+    context = client_context(ca.identity(key.reference, key.public_key, "device"), tcti=proxy.tcti)
+
+    with (
+        HttpsTransport(at(https.port), context, Timeouts()) as transport,
+        pytest.raises(TpmRefusedError, match=r"cannot sign with the key .*TPM_RC_FAILURE"),
+    ):
+        transport.send(GET)
 
 
 def test_a_child_that_ends_without_a_result_is_told(

@@ -120,6 +120,10 @@ def test_the_command_answers_and_ends_with_the_cause(
     assert contents(path).keys() == {"README.txt", "doctor.txt", "doctor.json", "facts.json", "system.json"}
     assert run([*arguments, "--json"]) == 10  # there is a file already
     assert "is not overwritten" in capsys.readouterr().err
+    assert run([*arguments[:3], "--bundle", str(tmp_path / "none" / "b.tar.gz")]) == 8
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].startswith("no problems")  # where no file can be written, all is said yet
+    assert "cannot write" in err
     assert run([*arguments[:3], "--ca", "https://127.0.0.1:9", "--backend", "https://127.0.0.1:9"]) == 10
     out, err = capsys.readouterr()
     assert out.splitlines()[-1].startswith("2 problems")

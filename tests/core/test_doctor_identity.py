@@ -15,7 +15,7 @@ from support.certificates import TestCa, now
 from tpm_mtls.doctor.findings import Failed
 from tpm_mtls.doctor.identity_report import Entry, IdentityReport, observe_identity
 from tpm_mtls.doctor.identity_rules import WRITTEN, judge_clock, judge_identity
-from tpm_mtls.identity import CERTIFICATE, KEY, RECORD, TRUST, IdentityRecord, save_record
+from tpm_mtls.identity import CERTIFICATE, DEFAULT_FOLDER, KEY, RECORD, TRUST, IdentityRecord, save_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +35,7 @@ WELL = IdentityReport(
     begins=datetime(2027, 1, 1, tzinfo=UTC),
     ends=datetime(2027, 3, 31, tzinfo=UTC),
 )
+RECORD_FILE = Entry(name=RECORD, mode=0o640, uid=0, size=500)
 ERROR = Failed(kind="PemError", message="m", hint="h")
 
 
@@ -76,6 +77,13 @@ def test_an_identity_in_a_tpm_is_well() -> None:
         ({"record": None}, "warning", "identity.record", "no identity in /state yet"),
         ({"certificate_error": ERROR, "begins": None}, "problem", "identity.certificate", "m"),
         ({"chain_error": ERROR}, "problem", "identity.chain", "m"),
+        ({"trust_error": ERROR}, "problem", "identity.chain", "m"),
+        (
+            {"record": msgspec.structs.replace(WELL.record, key=KEY), "entries": (RECORD_FILE,)},
+            "problem",
+            "identity.key",
+            "/state/device.key.pem is not there",
+        ),
         ({"ends": datetime(2027, 1, 14, tzinfo=UTC)}, "problem", "identity.certificate", "the certificate expired"),
         ({"ends": datetime(2027, 1, 20, tzinfo=UTC)}, "warning", "identity.certificate", "overdue since 2027-01-14"),
         ({"record": SOFT}, "warning", "identity.software-key", "the key is a file"),
@@ -86,6 +94,13 @@ def test_each_fault_is_named(changes: dict[str, Any], level: str, check: str, te
     assert (found.level, found.check) == (level, check)
     assert re.search(text, found.text), found
     assert found.remedy
+
+
+def test_a_lost_certificate_can_be_brought_back() -> None:
+    (found,) = unwell(judge_identity(report(certificate_error=ERROR, begins=None), NOW))
+    assert "rm -f /state/device.cert.pem; tpm-mtls keygen restore --state-dir /state;" in found.remedy
+    (found,) = unwell(judge_identity(report(certificate_error=ERROR, begins=None, folder=str(DEFAULT_FOLDER)), NOW))
+    assert "tpm-mtls keygen restore; or" in found.remedy
 
 
 def test_an_interrupted_enrollment_is_told_from_none() -> None:
@@ -124,9 +139,9 @@ def test_a_whole_folder_is_read(folder: Path) -> None:
 def test_what_cannot_be_read_is_said(folder: Path, tmp_path: Path) -> None:
     assert not observe_identity(tmp_path / "nowhere", now()).exists
     (folder / TRUST).unlink()
-    chain = observe_identity(folder, now()).chain_error
-    assert chain is not None
-    assert chain.kind == "StorageError"
+    found = observe_identity(folder, now())
+    assert found.trust_error is not None
+    assert (found.trust_error.kind, found.chain_error, found.is_whole) == ("StorageError", None, False)
     (folder / CERTIFICATE).write_text("nothing")
     certificate = observe_identity(folder, now()).certificate_error
     assert certificate is not None

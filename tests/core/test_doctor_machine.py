@@ -53,10 +53,11 @@ def test_a_machine_as_distributions_set_it_up_is_well() -> None:
         ({"nodes": (), "chips": (), "announced": True}, TCTI, "problem", "no driver took it", "modprobe tpm_crb"),
         ({"nodes": (), "chips": ()}, TCTI, "problem", "nothing says that this machine has a TPM", "device tree"),
         ({"nodes": (), "contained": True}, TCTI, "problem", "the kernel has the TPM tpm0", "to the container: --dev"),
+        ({"nodes": (node(MANAGED, is_device=False),)}, TCTI, "problem", "tpmrm0 .* is no device", "--tcti device:"),
         ({"nodes": (RAW,), "chips": (OLD,)}, TCTI, "problem", "/dev/tpmrm0 is a TPM 1.2", "TPM 2.0 in the"),
         ({"nodes": ()}, TCTI, "problem", "the kernel has the TPM tpm0", "is this a container"),
         ({"nodes": (RAW,)}, TCTI, "problem", "this kernel has no resource manager", "4.12 or newer"),
-        ({}, "device:/dev/tpmrm7", "problem", "no /dev/tpmrm7, but /dev/tpm0, /dev/tpmrm0", "device:PATH"),
+        ({}, "device:/dev/tpmrm7", "problem", "no /dev/tpmrm7, but /dev/tpm0, /dev/tpmrm0", "device:/dev/tpmrm0$"),
         ({"nodes": ()}, "device:/dev/tpmrm7", "problem", "no /dev/tpmrm7, but tpm0", "device:PATH"),
         ({"chips": (OLD,)}, TCTI, "problem", "a TPM 1.2", "TPM 2.0 in the"),
         ({"chips": ()}, "device:/dev/tpm0", "warning", "admits one program", "--tcti device:/dev/tpmrm0"),
@@ -177,6 +178,13 @@ def test_a_link_stands_for_the_node_that_it_leads_to(tmp_path: Path) -> None:
     assert found[0].text.startswith(f"{elsewhere} (")
     (lost,) = judge_machine(observe_machine(fake.places, tmp_path / "none"), f"device:{tmp_path}/none")
     assert lost.level == "problem"
+
+
+def test_links_in_a_circle_lead_to_no_device(tmp_path: Path) -> None:
+    (tmp_path / "tpmrm0").symlink_to(tmp_path / "tpmrm0")
+    wanted = named_device(f"device:{tmp_path}/tpmrm0")
+    (found,) = judge_machine(observe_machine(Places(dev=tmp_path, sys=tmp_path), wanted), f"device:{tmp_path}/tpmrm0")
+    assert (found.level, found.check) == ("problem", "tpm.device")
 
 
 def test_this_very_machine_can_be_looked_at() -> None:

@@ -23,7 +23,7 @@ from tpm_mtls.doctor import children, openssl_report
 from tpm_mtls.doctor.children import OPENSSL, TPM, ask_child
 from tpm_mtls.doctor.findings import Failed
 from tpm_mtls.doctor.openssl_report import OpensslJob, OpensslReport, PeerReport, try_openssl
-from tpm_mtls.doctor.openssl_rules import judge_openssl, judge_peer
+from tpm_mtls.doctor.openssl_rules import judge_key, judge_openssl, judge_peer
 from tpm_mtls.doctor.servers import backend_peer, ca_peer
 from tpm_mtls.doctor.tpm_report import TpmJob, TpmReport
 from tpm_mtls.errors import OpensslLinkageError, TpmMtlsError, TpmUnavailableError, UsageError
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 WELL = OpensslReport(python="3.11.7 (/usr/bin/python3)", openssl="OpenSSL 3.0.19", modules="/m", provider="1.3.0")
 CA, BACKEND = ca_peer("https://ca.example"), backend_peer("https://backend.example:9443/whoami")
 
+UNASKED = ca_peer("https://ca.example", named=False)
+
 
 def report(**changes: Any) -> OpensslReport:  # noqa: ANN401 - any of its fields
     return msgspec.structs.replace(WELL, **changes)
@@ -46,6 +48,9 @@ def report(**changes: Any) -> OpensslReport:  # noqa: ANN401 - any of its fields
 
 def error(kind: str, message: str = "m") -> Failed:
     return Failed(kind=kind, message=message, hint="h")
+
+
+UNCERTIFIED = error("HandshakeError", "the TLS connection to the server failed: tlsv13 alert certificate required")
 
 
 def job(patient: Patient, **changes: Any) -> OpensslJob:  # noqa: ANN401 - any of its fields
@@ -61,7 +66,7 @@ def unwell(found: list[Finding]) -> list[Finding]:
 
 
 def test_a_provider_that_serves_threads_is_well() -> None:
-    assert unwell(judge_openssl(report(key="signed"))) == []
+    assert unwell([*judge_openssl(report()), *judge_key(report(key="signed"))]) == []
     assert unwell(judge_openssl(report(provider=""))) == []  # no TPM, so not tried
 
 
@@ -73,13 +78,22 @@ def test_a_provider_that_serves_threads_is_well() -> None:
         ({"provider_error": error("TpmRefusedError")}, "problem", "openssl.provider", "does not reach the TPM: m"),
         ({"provider": "1.2.0"}, "warning", "openssl.provider", "1.2.0: one thread at a time"),
         ({"configuration": "/none"}, "warning", "openssl.configuration", "/none, which is not there"),
+        ({"unusable": "no ciphers"}, "problem", "openssl.configuration", r"the system's openssl.cnf activates no"),
+        (
+            {"unusable": "no ciphers", "configuration": "/x"},
+            "problem",
+            "openssl.configuration",
+            r"no TLS connection \(no ciphers\): \$OPENSSL_CONF, /x, activates no default provider",
+        ),
+        ({"key_error": error("HandleNotFoundError")}, "problem", "identity.key", "m"),
         ({"key_error": error("ForeignKeyError")}, "problem", "identity.key", "m"),
         ({"key_error": error("AuthorizationError", "wrong")}, "problem", "identity.key", "wrong"),
         ({"key_error": error("CertificateMismatchError")}, "problem", "identity.certificate", "m"),
     ],
 )
 def test_each_fault_is_named(changes: dict[str, Any], level: str, check: str, text: str) -> None:
-    (found,) = unwell(judge_openssl(report(**changes)))
+    said = report(**changes)
+    (found,) = unwell([*judge_openssl(said), *judge_key(said)])
     assert (found.level, found.check) == (level, check)
     assert re.search(text, found.text), found
 
@@ -88,7 +102,7 @@ def test_each_fault_is_named(changes: dict[str, Any], level: str, check: str, te
     "said", [error("CertificateExpiredError"), error("CertificateNotYetValidError"), error("IdentityError")]
 )
 def test_what_others_say_or_what_is_no_fault_is_no_problem(said: Failed) -> None:
-    assert unwell(judge_openssl(report(key_error=said))) == []
+    assert unwell(list(judge_key(report(key_error=said)))) == []
     assert unwell(judge_openssl(report(configuration="/there", configuration_exists=True))) == []
 
 
@@ -99,7 +113,12 @@ def test_what_others_say_or_what_is_no_fault_is_no_problem(said: Failed) -> None
         (PeerReport(peer=BACKEND, status=404), "ok", "the backend at https://backend.example:9443 answered"),
         (PeerReport(peer=CA, status=404), "problem", "HTTP 404"),
         (PeerReport(peer=BACKEND, status=503), "problem", "HTTP 503"),
-        (PeerReport(peer=BACKEND, status=401), "warning", "refuses this device"),
+        (PeerReport(peer=BACKEND, status=401), "problem", "refuses this device (HTTP 401)"),
+        (PeerReport(peer=BACKEND, status=403, reason="revoked"), "problem", "refuses this device (HTTP 403: revoked)"),
+        (PeerReport(peer=CA, error=error("StorageError", "no file")), "problem", "nobody to trust: no file"),
+        (PeerReport(peer=UNASKED, error=error("PemError")), "warning", "nobody to trust: m"),
+        (PeerReport(peer=CA, error=UNCERTIFIED), "problem", "no EST server does"),
+        (PeerReport(peer=BACKEND, error=UNCERTIFIED), "warning", "it wants a device's, and there is none"),
         (PeerReport(peer=CA, error=error("PeerUnreachableError")), "problem", "m"),
     ],
 )
@@ -110,9 +129,8 @@ def test_a_servers_answer_is_judged(answer: PeerReport, level: str, text: str) -
 
 
 def test_a_ca_that_nobody_asked_for_may_be_away_but_not_be_another() -> None:
-    unasked = ca_peer("https://ca.example", named=False)
-    assert judge_peer(PeerReport(peer=unasked, error=error("PeerUnreachableError"))).level == "warning"
-    assert judge_peer(PeerReport(peer=unasked, error=error("PeerUntrustedError"))).level == "problem"
+    assert judge_peer(PeerReport(peer=UNASKED, error=error("PeerUnreachableError"))).level == "warning"
+    assert judge_peer(PeerReport(peer=UNASKED, error=error("PeerUntrustedError"))).level == "problem"
 
 
 # what works

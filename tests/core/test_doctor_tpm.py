@@ -136,6 +136,16 @@ def test_each_other_fault_is_named(changes: dict[str, Any], level: str, check: s
     assert re.search(text, found.text), found
 
 
+def test_a_disabled_hierarchy_is_not_taken_for_another_tpm() -> None:
+    """Its keys are not to be seen: to enroll anew would be the wrong remedy."""
+    hidden = msgspec.structs.replace(SEEN, srk_name=None, has_key=False)
+    (found,) = unwell(judge_tpm(report(startup=0b1101, seen=hidden, srk="", srk_is_key=False), RAW, RECORD))
+    assert (found.check, found.text.partition(":")[0]) == (
+        "tpm.hierarchies",
+        "the owner hierarchy is disabled until the next restart",
+    )
+
+
 def test_roca_is_a_problem_for_an_rsa_key_and_a_warning_for_a_software_key() -> None:
     roca = report({"vendor": "IFX", "firmware": "5.61.2785.0"})
     rsa = msgspec.structs.replace(RECORD, algorithm="rsa-2048")

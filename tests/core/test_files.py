@@ -14,6 +14,7 @@ from support.processes import run_crippled
 from tpm_mtls.errors import PemError, StateError, StorageError, StorageFullError
 from tpm_mtls.files import (
     check_private,
+    is_there,
     make_folder,
     read_capped,
     refuse_existing,
@@ -30,6 +31,13 @@ def test_a_file_up_to_the_limit_is_read(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * 100)
     assert read_capped(path, limit=100) == b"x" * 100
+
+
+def test_what_cannot_be_known_to_be_there_is_an_error_and_not_absent(tmp_path: Path) -> None:
+    assert is_there(tmp_path)
+    assert not is_there(tmp_path / "absent")
+    with pytest.raises(StorageError, match="file name too long"):
+        is_there(tmp_path / ("x" * 256))
 
 
 def test_a_larger_file_is_refused(tmp_path: Path) -> None:
@@ -202,6 +210,11 @@ def test_a_private_file_of_another_user_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"")
     path.chmod(0o600)
     os.chown(path, 12345, 0)
+    with pytest.raises(StorageError, match=r"belongs to another user \(uid 12345\)"):
+        check_private(path)
+    os.chown(tmp_path, 12345, 0)  # a service's folder, which root administers
+    check_private(path)
+    os.chown(tmp_path, 12346, 0)
     with pytest.raises(StorageError, match=r"belongs to another user \(uid 12345\)"):
         check_private(path)
 

@@ -36,8 +36,17 @@ def test_a_missing_device_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_a_device_file_that_is_there_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "tpm9").touch()
+    (tmp_path / "tpm9").symlink_to("/dev/null")
     assert resolve_tcti(f"device:{tmp_path}/tpm9") == f"device:{tmp_path}/tpm9"
+
+
+def test_a_file_that_is_no_device_is_refused_before_a_command_is_written_into_it(tmp_path: Path) -> None:
+    (tmp_path / "tpm9").touch()
+    with pytest.raises(TpmUnavailableError, match=r"tpm9 is no device"):
+        resolve_tcti(f"device:{tmp_path}/tpm9")
+    with pytest.raises(TctiInvalidError) as caught:
+        resolve_tcti("/dev/tpm0")
+    assert caught.value.hint.startswith("did you mean device:/dev/tpm0?")
 
 
 @pytest.mark.parametrize("tcti", ["device", "device:"])
@@ -75,7 +84,7 @@ def test_a_device_that_this_user_may_not_open_says_who_may(tmp_path: Path, name:
 
 
 def test_a_tpm_1_2_is_recognised_by_what_the_kernel_says(tmp_path: Path) -> None:
-    (tmp_path / "tpmrm9").touch()
+    (tmp_path / "tpmrm9").symlink_to("/dev/null")
     (tmp_path / "sys" / "tpm9").mkdir(parents=True)
     (tmp_path / "sys" / "tpm9" / "tpm_version_major").write_text("1\n")
     with pytest.raises(TpmVersionError, match=r"is a TPM 1\.2"):

@@ -24,6 +24,7 @@ import pytest
 from support.certificates import TestCa
 from support.handshakes import attempt, handshake
 from support.tpm_keys import make_key
+from support.tpm_proxy import TpmProxy
 from tpm_mtls.errors import (
     CertificateMismatchError,
     CredentialError,
@@ -46,6 +47,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:Deprecati
 
 V1_2, V1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 HANDLE = 0x81000100
+FLUSH_CONTEXT = 0x165
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -413,6 +416,34 @@ def test_a_handshake_after_the_key_was_released_fails_cleanly(
     error = client.diagnose()
     assert isinstance(error, OpensslError)
     assert "does not sign" in str(error)
+
+
+def test_the_last_user_of_a_context_may_let_it_go_while_the_exit_flushes_its_key(
+    tss2: Identity, tpm: SimulatedTpm, tmp_path: Path
+) -> None:
+    """Two threads that free one key at once end a program with "double free or corruption"."""
+    proxy = TpmProxy(tpm, tmp_path)
+    proxy.hold(FLUSH_CONTEXT)
+    then = f"""
+        import threading, time
+        sys.path.insert(0, {str(TESTS)!r})
+        from support.tpm_proxy import HeldCommands
+
+        held = HeldCommands(Path({str(tmp_path)!r}))
+        last = [context]
+        del context
+
+        def let_go():
+            while not held.seen():
+                time.sleep(0.001)
+            held.release()
+            last.clear()
+
+        threading.Thread(target=let_go, daemon=True).start()
+    """
+    done = _run(tss2, proxy.tcti, then)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert tpm.handles("transient") == []
 
 
 def test_a_hanging_tpm_does_not_hold_the_interpreters_exit_up_for_ever(tss2: Identity, tpm: SimulatedTpm) -> None:

@@ -135,7 +135,7 @@ def test_8_programs_left_objects_in_all_slots(tpm: SimulatedTpm, tmp_path: Path)
         tpm.tool("tpm2_createprimary", "-c", str(tmp_path / "context"))
     found = patient.examine()
     tpm.flush()
-    is_about(found.problems[0], "tpm.leaked-objects", "3 objects .* room for no more", "tpm2_flushcontext -t")
+    is_about(found.problems[0], "tpm.leaked-objects", "3 objects .* room for no more", "tpm2_flushcontext -T .* -t;")
     assert "identity.key" in {each.check for each in found.problems}  # what follows from it comes later
     assert patient.examine().problems == []
 
@@ -181,7 +181,30 @@ def test_11_the_machine_has_booted_something_else(tpm: SimulatedTpm, tmp_path: P
     is_about(found, "identity.key", "policy", "tpm-mtls|sign|boot")
 
 
+def test_11_somebody_has_disabled_the_owner_hierarchy(patient: Patient) -> None:
+    patient.device.tpm.tool("tpm2_hierarchycontrol", "-C", "p", "shEnable", "clear")
+    (found,) = patient.examine().problems  # and not: another TPM, enroll anew
+    is_about(found, "tpm.hierarchies", "the owner hierarchy is disabled", "restart")
+
+
+def test_11_somebody_has_removed_the_key(patient: Patient) -> None:
+    patient.device.tpm.tool("tpm2_evictcontrol", "-C", "o", "-c", "0x81000100")
+    is_about(patient.cause(), "identity.key", "nothing at that handle", "enroll anew")
+
+
 # OpenSSL
+
+
+def test_12_the_configuration_takes_the_default_provider_away(
+    patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "openssl.cnf"
+    path.write_text("openssl_conf = a\n[a]\nproviders = b\n[b]\nlegacy = c\n[c]\nactivate = 1\n")
+    monkeypatch.setenv("OPENSSL_CONF", str(path))
+    is_about(patient.cause(), "openssl.configuration", "no ciphers.*OPENSSL_CONF.*no default provider", "unset")
+    done = run(patient, program=("client", "get", "https://127.0.0.1:9"))
+    assert done.returncode == 9
+    assert "error: no TLS connection can be made with this OpenSSL: library has no ciphers" in done.stderr
 
 
 def test_12_the_provider_is_missing(patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +225,13 @@ def test_13_the_certificate_is_another_keys(patient: Patient) -> None:
     other = patient.ca.software_identity("sensor-17")
     shutil.copy(other.certificate, patient.folder / CERTIFICATE)
     is_about(patient.cause(), "identity.certificate", "does not belong to the key", "issued for this key")
+
+
+@pytest.mark.parametrize(("name", "check"), [(CERTIFICATE, "identity.certificate"), (TRUST, "identity.chain")])
+def test_13_a_file_is_missing_and_said_once(patient: Patient, name: str, check: str) -> None:
+    (patient.folder / name).unlink()
+    (found,) = patient.examine().problems
+    is_about(found, check, f"cannot read .*{name}: no such file", f"{name}")
 
 
 def test_14_the_certificate_expired(patient: Patient) -> None:
@@ -249,7 +279,7 @@ def test_19_the_trust_anchor_is_another_cas(patient: Patient, tmp_path: Path) ->
 def test_20_the_configuration_is_misspelt(patient: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.toml").write_text('tctl = "device:/dev/tpmrm0"\n')
     monkeypatch.setenv("TPM_MTLS_CONFIG", str(tmp_path / "config.toml"))
-    is_about(patient.cause(tcti=None), "configuration", "unknown setting: 'tctl'", "known ones")
+    is_about(patient.cause(), "configuration", "unknown setting: 'tctl'", "known ones")
 
 
 # the network
@@ -271,20 +301,15 @@ def test_22_the_backend_is_certified_by_somebody_else(patient: Patient, tmp_path
 
 def test_23_the_backend_does_not_know_the_device(patient: Patient) -> None:
     with HttpsServer(patient.server_context(), fixed(http(403))) as server:
-        (found,) = (
-            each
-            for each in patient.examine(peers=(backend_peer(server.url()),)).findings
-            if each.check == "network.backend"
-        )
-    assert found.level == "warning"
+        found = patient.cause(peers=(backend_peer(server.url()),))
     is_about(found, "network.backend", r"refuses this device \(HTTP 403\)", "registered")
 
 
 # the command
 
 
-def run(patient: Patient, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tpm_mtls", "doctor", "--state-dir", str(patient.folder), *arguments]
+def run(patient: Patient, *arguments: str, program: tuple[str, ...] = ("doctor",)) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tpm_mtls", *program, "--state-dir", str(patient.folder), *arguments]
     environment = os.environ | {"TPM_MTLS_TCTI": patient.device.tpm.tcti}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import re
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import paho.mqtt.client as mqtt
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from websockets.sync.server import ServerConnection
 
+    from support.tpm import SimulatedTpm
     from tpm_mtls.identity import Identity
 
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -212,7 +216,7 @@ def test_a_program_without_tls_reaches_the_backend_as_the_device_and_no_stranger
 
 def test_an_mqtt_broker_and_its_client_have_their_keys_in_the_tpm(machine: Machine, stranger: Identity) -> None:
     port = free_port()
-    instead = {"listener 8883": f"listener {port}", "require_certificate": "user root\nrequire_certificate"}
+    instead = {"listener 8883": f"listener {port}"}
     with machine.files.running("mosquitto.conf", "mosquitto", "-v", "-c", "{}", port=port, instead=instead) as said:
         received: queue.Queue[mqtt.MQTTMessage] = queue.Queue()
         subscribed = threading.Event()
@@ -247,11 +251,55 @@ def host_and_port(url: str) -> list[str]:
     return url.removeprefix("https://").split(":")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("OPENSSL_CONF=/dev/null", ""),
+        ("TPM2OPENSSL_TCTI=swtpm:port=1", "Cannot connect"),
+        ("TPM2OPENSSL_TCTI=device:/nonexistent", "No such file or directory"),
+        ("TPM2OPENSSL_TCTI={other}", "ErrorCode (0x"),
+    ],
+    ids=["no variables", "no simulator", "no device", "another TPM"],
+)
+def test_the_reason_stands_where_the_page_says(machine: Machine, tpm: SimulatedTpm, wrong: str, reason: str) -> None:
+    wrong = wrong.format(other=tpm.tcti)
+    done = machine.files.run("curl.sh", f"{machine.backend}/whoami", instead={"exec curl": f"{wrong} exec curl"})
+    *before, last = done.stderr.splitlines()
+    assert "unable to set private key file" in last
+    assert reason in "".join(before)
+    assert bool(before) == bool(reason)
+    assert f"`{reason.removesuffix('0x')}" in (PAGES / "other-programs.md").read_text()
+
+
+def test_a_python_server_without_a_tpm_says_so_and_ends(machine: Machine) -> None:
+    """By itself gunicorn would listen all the same, and answer each client without TLS."""
+    (machine.files.folder / "shop.py").write_text(SHOP)
+    command = [Path(sys.executable).parent / "gunicorn", "--config", machine.files.copy("gunicorn_server.py", {})]
+    done = subprocess.run(
+        [*command, "--bind", "127.0.0.1:0", "shop:application"],
+        cwd=machine.files.folder,
+        env=os.environ | {"TPM_MTLS_TCTI": "swtpm:port=1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    assert done.returncode == 3
+    assert "no TPM answers at swtpm:port=1" in done.stderr
+
+
 def test_the_page_shows_the_examples_as_they_are_and_names_each() -> None:
     page = (PAGES / "other-programs.md").read_text()
-    examples = {path.name: path.read_text() for path in FOLDER.iterdir() if path.is_file() and path.name != "ruff.toml"}
+    examples = {
+        path.name: path.read_text()
+        for path in FOLDER.iterdir()
+        if path.is_file() and path.name not in {"ruff.toml", "README.md"}
+    }
     assert sorted(re.findall(r"\[(\w+\.\w+)\]\(\.\./\.\./examples/\1\)", page)) == sorted(examples)
+    assert sorted(re.findall(r"^\| (\w+\.\w+) \|", (FOLDER / "README.md").read_text(), re.MULTILINE)) == sorted(
+        examples
+    )
     shown = re.findall(r"^```(?:sh|nginx|python)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    assert [block for block in shown if block not in examples.values()] == [
-        block for block in shown if block.startswith("tpm-mtls ")
-    ]
+    whole = [block for block in shown if block.startswith(("#", '"""'))]
+    assert whole
+    assert set(whole) <= set(examples.values())

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 OWNER = ("--owner-auth", "sealed:state/owner.sealed")
 ENDORSEMENT = ("--endorsement-auth", "sealed:state/endorsement.sealed")
 STATE = ("--state-dir", "identity")
+COUNTER = ("--counter", "0x01800100")
+SIGNED = "2.signed-policy.json"
 
 FIRST: list[tuple[str, ...]] = [
     ("tpm", "test", "sign", *STATE),
@@ -35,7 +37,9 @@ TABLE: list[tuple[str, ...]] = [
     ("keygen", "create", "--out", "a.pem", *OWNER, *STATE),
     ("keygen", "create", "--handle", "0x81000123", *OWNER, *STATE),
     ("keygen", "create", "--out", "p.pem", "--pcrs", "sha256:7", *OWNER, *STATE),
-    ("keygen", "create", "--out", "s.pem", "--policy-signer", "operator.pub", *OWNER, *STATE),
+    ("keygen", "create", "--out", "s.pem", "--policy-signer", "operator.pub", *COUNTER, *OWNER, *STATE),
+    ("policy", "sign", "--pcrs", "sha256:7", "--signer", "operator.key", *COUNTER, "--version", "2", "--out", SIGNED),
+    ("policy", "install", SIGNED, "--key", "s.pem", *OWNER, *STATE),
     ("keygen", "csr", "--key", "a.pem", "--out", "a.csr", *OWNER, *STATE),
     ("keygen", "csr", "--key", "handle:0x81000123", "--out", "h.csr", *OWNER, *STATE),
     ("keygen", "import", "--in", "software.pem", "--out", "imported.pem", *OWNER),

@@ -17,11 +17,10 @@ import pytest
 from support.examples import free_port, until_listening
 from support.how_to import HowTo
 from support.resource_manager import running_resource_manager
+from support.tpm import SimulatedTpm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from support.tpm import SimulatedTpm
 
 LIBRARY = "/usr/lib/x86_64-linux-gnu/pkcs11/libtpm2_pkcs11.so"
 
@@ -43,15 +42,27 @@ PidFile none
 """
 
 
-@pytest.fixture
-def page(tpm: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HowTo]:
-    home = tmp_path / "home"
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HowTo]:
+    """The page after its first section, in the folder that is HOME: with the key."""
+    folder = tmp_path_factory.mktemp("ssh")
+    home = folder / "home"
     home.mkdir()
-    with running_resource_manager(tpm, tmp_path / "bus", monkeypatch) as tcti:
-        monkeypatch.setenv("HOME", str(home))
-        monkeypatch.setenv("TPM2_PKCS11_TCTI", tcti)
-        instead = {LIBRARY: str(library()), "ssh gateway.example": f"ssh -F {home}/config gateway.example"}
-        yield HowTo("ssh", SimpleNamespace(tcti=tcti), home, instead)
+    tpm = SimulatedTpm(folder / "tpm")
+    try:
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            running_resource_manager(tpm, folder / "bus", patch) as tcti,
+        ):
+            patch.setenv("HOME", str(home))
+            patch.setenv("TPM2_PKCS11_TCTI", tcti)
+            instead = {LIBRARY: str(library()), "ssh gateway.example": f"ssh -F {home}/config gateway.example"}
+            made = HowTo("ssh", SimpleNamespace(tcti=tcti), home, instead)
+            made.run_section("A key")
+            yield made
+        tpm.assert_nothing_leaked()
+    finally:
+        tpm.stop()
 
 
 def library() -> Path:
@@ -60,7 +71,7 @@ def library() -> Path:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def host(page: HowTo) -> str:
     """The public key of another host key, in the file ``host``."""
     path = page.folder / "host"
@@ -110,7 +121,6 @@ def know(folder: Path, public: str) -> None:
 
 def test_a_device_logs_in_and_nobody_else(page: HowTo, host: str) -> None:
     home = page.folder
-    page.run_section("A key")
     public = (home / "ssh.pub").read_text()
     assert public.startswith("ecdsa-sha2-nistp256 ")
     log_in, _ = page.blocks("Log in")
@@ -124,7 +134,6 @@ def test_a_device_logs_in_and_nobody_else(page: HowTo, host: str) -> None:
 
 def test_an_agent_holds_the_key_for_signatures_and_an_ssh_server(page: HowTo, host: str) -> None:
     home = page.folder
-    page.run_section("A key")
     public = (home / "ssh.pub").read_text()
     log_in, sign = page.blocks("Log in")
     (home / "report.txt").write_text("all is well\n")
@@ -143,11 +152,13 @@ def test_an_agent_holds_the_key_for_signatures_and_an_ssh_server(page: HowTo, ho
             assert "Host key verification failed" in page.run(f"ends_with 255 {log_in}").stderr
 
 
-def test_a_key_with_a_policy_does_not_sign(page: HowTo) -> None:
+def test_a_key_with_a_policy_does_not_sign(page: HowTo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    other = HowTo("ssh", SimpleNamespace(tcti=os.environ["TPM2_PKCS11_TCTI"]), tmp_path, {LIBRARY: str(library())})
     (create,) = page.blocks("A key")
-    page.run(create.replace("keygen create", "keygen create --pcrs sha256:7"))
-    (page.folder / "report.txt").write_text("all is well\n")
+    other.run(create.replace("keygen create", "keygen create --pcrs sha256:7"))
+    (tmp_path / "report.txt").write_text("all is well\n")
     _, sign = page.blocks("Log in")
     start, last = sign.rstrip().rsplit("\n", 1)
-    with holding_agent(page, f"{start}\nends_with 255 {last}"):
-        assert not (page.folder / "report.txt.sig").exists()
+    with holding_agent(other, f"{start}\nends_with 255 {last}"):
+        assert not (tmp_path / "report.txt.sig").exists()

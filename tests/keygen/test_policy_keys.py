@@ -275,3 +275,15 @@ def test_a_removed_key_takes_its_policy_with_it(keygen: Command, state_dir: Path
     assert (listed["key"], listed["role"], listed["must_hold"][:5]) == ("handle:0x81000101", "TLS key", "PCR 7")
     assert [path.name for path in state_dir.iterdir()] == [f"{kept['name']}.policy.json"]
     assert "0x81000100" not in tpm.handles("persistent")
+
+
+def test_a_folder_that_this_user_may_not_look_into_hides_policies_and_nothing_else(
+    keygen: Command, tmp_path: Path, tpm: SimulatedTpm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keygen("create", "--handle", "next", "--pcrs", "sha256:7")
+    elsewhere = ("--state-dir", str(tmp_path / ("x" * 256)))
+    assert run(["keygen", "list", *elsewhere, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["objects"][-1]
+    assert (listed["role"], listed["must_hold"][:21]) == ("TLS key", "unknown: cannot read ")
+    assert run(["keygen", "remove", "--handle", "0x81000100", "--yes", *elsewhere]) == StorageError.exit_code
+    assert "0x81000100" in tpm.handles("persistent")

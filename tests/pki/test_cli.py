@@ -71,6 +71,19 @@ def test_a_server_certificate_has_the_names_given_and_not_the_csrs(
     assert "critical BasicConstraints CA:TRUE" in answer["ignored"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root administers another user's CA")
+def test_root_administers_the_services_ca_and_leaves_nothing_that_the_service_cannot_open(
+    pki: Pki, csr: Path, secret: str, ca_dir: Path
+) -> None:
+    for path in (ca_dir, *ca_dir.iterdir()):
+        os.chown(path, 12345, 12345)
+    issued = pki("issue", "--csr", csr, "--profile", "device", "--name", "dev", "--passphrase", secret)
+    pki("revoke", "--serial", issued["serial"], "--passphrase", secret)
+    for path in ca_dir.iterdir():
+        status = path.stat()
+        assert status.st_uid == 12345 or status.st_mode & stat.S_IROTH, path
+
+
 def test_a_public_key_will_do_instead_of_a_csr(pki: Pki, secret: str, tmp_path: Path) -> None:
     file = tmp_path / "key.pub"
     file.write_bytes(new_key().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from support.backend import running_backend
-from support.fleet import Device, tpm_mtls
+from support.fleet import Device, administers, tpm_mtls
 from tpm_mtls.identity import Identity
 from tpm_mtls.key_reference import KeyFile
 from tpm_mtls.secrets import Client
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from support.fleet import FleetCa
     from support.tpm import SimulatedTpm
 
-_CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("OPENSSL_", "TPM", "NOTIFY_"))}
+_NOT_INHERITED = ("OPENSSL_", "TPM", "NOTIFY_")
 _PATIENCE = 60.0  # seconds; a whole round of duties takes three
 
 
@@ -44,9 +44,7 @@ class Backend:
 
     def server(self, *words: str) -> Any:  # noqa: ANN401 - JSON
         """What ``tpm-mtls server …`` answers."""
-        done = tpm_mtls("server", *words, "--database", self.database, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return json.loads(administers("server", *words, "--database", self.database, "--json"))
 
 
 @contextlib.contextmanager
@@ -160,6 +158,7 @@ def duty_agent(
     command = [sys.executable, "-m", "tpm_mtls", "agent", "run", "--socket", folder / "tpmd.sock"]
     command += ["--state-dir", device.folder, "--tcti", device.tpm.tcti, "--run-dir", folder / "run"]
     command += ["--event-log", folder / "event-log", "--ima-log", folder / "ima-log", *options]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
     with (
         (folder / "agent.log").open("a") as log,
         subprocess.Popen(
@@ -167,7 +166,7 @@ def duty_agent(
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=_CLEAN | (environment or {}),
+            env=inherited | (environment or {}),
         ) as process,
     ):
         try:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from support.duty import fleet_backend
@@ -21,7 +24,6 @@ from tpm_mtls.tpm import SRK_HANDLE, open_tpm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 DEVICE_HANDLE = 0x81000100
 SERVER_HANDLE = 0x81000101
@@ -53,14 +55,20 @@ class Machine:
 @contextmanager
 def example_machine(folder: Path) -> Iterator[Machine]:
     """The machine, while the block lasts; no example may leave anything in its TPM."""
-    tpm = SimulatedTpm(folder / "tpm", ek_certificates=True)
+    tpm = SimulatedTpm(folder / "tpm")
     try:
-        with fleet_ca(folder / "ca") as ca, fleet_backend(ca, folder / "backend") as backend:
+        with (
+            fleet_ca(folder / "ca") as ca,
+            fleet_backend(ca, folder / "backend") as backend,
+            TemporaryDirectory(prefix="tpm-mtls-server-") as server_folder,
+        ):
             device = Device(tpm, folder / "device", ca)
-            ca.trust_maker(tpm)
-            done = device.first_boot("--key", "tss2")
+            token = folder / "token"
+            ca.pki("token", "create", "--device", "sensor-17", "--out", str(token))
+            done = device.first_boot("--key", "tss2", "--token-file", str(token))
             assert done.returncode == 0, done.stderr
-            server = folder / "server"
+            server = Path(server_folder)
+            server.chmod(0o755)  # mosquitto enters it as another user, who may not enter the folders of the tests
             instead = _instead(device.folder, server, backend.url)
             service = _prepare(tpm, ca, server, instead)
             _persist(tpm, device.folder / "device.key.pem", DEVICE_HANDLE)
@@ -75,7 +83,7 @@ def example_machine(folder: Path) -> Iterator[Machine]:
                 Examples(folder / "files", tpm.tcti, service, instead),
                 Examples(folder / "handles", tpm.tcti, service, _instead(at_handle, server, backend.url)),
                 at_handle,
-                Identity(PersistentHandle(SERVER_HANDLE), server / "server.cert.pem", at_handle / "ca.cert.pem"),
+                Identity(PersistentHandle(SERVER_HANDLE), server / "server.cert.pem", server / "ca.cert.pem"),
                 backend.url,
             )
         tpm.assert_nothing_leaked()
@@ -101,13 +109,14 @@ def _prepare(tpm: SimulatedTpm, ca: FleetCa, folder: Path, instead: dict[str, st
     Returns:
         the environment of a service.
     """
-    folder.mkdir()
     unlock = f"--ca-dir {ca.folder} --passphrase file:{ca.folder.parent / 'passphrase'}"
     names = {"pki issue": f"pki issue {unlock}", "--name service.example": "--name localhost --ip 127.0.0.1"}
-    page = HowTo("other-programs", tpm, folder, instead | names)
-    page.run_section("A key and a certificate for a server")
-    _persist(tpm, folder / "server.key.pem", SERVER_HANDLE)
+    here = names | {"usermod": ": usermod"} | ({} if os.geteuid() == 0 else {"chgrp mosquitto": ": chgrp"})
+    page = HowTo("other-programs", tpm, folder, instead | here)
     page.run_section("The environment of a service")
+    page.run_section("A key and a certificate for a server")
+    page.run_section("stunnel and mosquitto")
+    _persist(tpm, folder / "server.key.pem", SERVER_HANDLE)
     lines = (folder / "openssl.env").read_text().splitlines()
     return dict(shlex.split(line)[0].split("=", 1) for line in lines)
 

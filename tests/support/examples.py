@@ -35,7 +35,9 @@ class Examples:
         self._service = service
         self._instead = instead
         inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith(("OPENSSL_", "COVERAGE_", "TPM"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("OPENSSL_", "COVERAGE_", "TPM", "TSS2_"))
         }
         self._environment = inherited | {"TPM_MTLS_TCTI": tcti, "PATH": _PROGRAMS}
 
@@ -48,10 +50,12 @@ class Examples:
         path.write_text(text)
         return path
 
-    def run(self, name: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Runs a client to its end."""
+    def run(
+        self, name: str, *arguments: str, stdin: str = "", instead: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a program to its end; ``instead`` says what else takes the place of words."""
         return subprocess.run(
-            [*self._interpreter(name), str(self.copy(name, {})), *arguments],
+            [*self._interpreter(name), str(self.copy(name, instead or {})), *arguments],
             cwd=self.folder,
             env=self._environment,
             input=stdin,

@@ -1,9 +1,10 @@
-"""A CA and devices with TPMs, as their owners run them: by commands in processes of their own."""
+"""A CA and devices with TPMs, as their owners run them: by commands, a device's in processes of their own."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -13,27 +14,45 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tpm_mtls.cli import run
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from support.tpm import SimulatedTpm
 
-_CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("OPENSSL_", "TPM"))}
 _OBJECTS = ("--transient-object", "--loaded-session", "--saved-session")
+
+
+def _environment() -> dict[str, str]:
+    """What a program gets: no TPM but the one it is told of. Read late, as folders differ in what is measured."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("OPENSSL_", "TPM"))}
 
 
 def tpm_mtls(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Runs the command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "tpm_mtls", *words],
-        env=_CLEAN,
+        env=_environment(),
         capture_output=True,
         text=True,
         check=False,
         timeout=timeout,
         stdin=subprocess.DEVNULL,
     )
+
+
+def administers(*words: str) -> str:
+    """Runs the command of an administrator, who needs no TPM, in this process; its output.
+
+    As a program of its own it would take longer to begin than to answer.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = run(words)
+    assert status == 0, err.getvalue()
+    return out.getvalue()
 
 
 @dataclass(frozen=True)
@@ -50,9 +69,7 @@ class FleetCa:
 
     def pki(self, *words: str) -> str:
         """Runs a command of ``pki``; its output."""
-        done = tpm_mtls("pki", *words, "--ca-dir", str(self.folder))
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return administers("pki", *words, "--ca-dir", str(self.folder))
 
     def trust_maker(self, tpm: SimulatedTpm) -> None:
         """Trusts the maker of ``tpm``."""
@@ -85,7 +102,7 @@ def fleet_ca(folder: Path, *, approval: str = "never") -> Iterator[FleetCa]:
     command = [sys.executable, "-m", "tpm_mtls", "pki", "serve", "--ca-dir", str(made.folder), *unlock]
     with (
         (folder / "log").open("w") as log,
-        subprocess.Popen(command, env=_CLEAN, stdout=subprocess.PIPE, stderr=log, text=True) as server,
+        subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, stderr=log, text=True) as server,
     ):
         try:
             assert server.stdout is not None
@@ -132,7 +149,7 @@ class Device:
         """Starts it and cuts the power after that many seconds; whether it was still at work."""
         process = subprocess.Popen(
             [sys.executable, "-m", "tpm_mtls", *self.command()],
-            env=_CLEAN,
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -118,4 +118,11 @@ class FakeMachine:
 
     @property
     def places(self) -> Places:
-        return Places(dev=self.dev, sys=self.sys, proc=Path("/proc"), run=self.run, may_open=lambda _: self.may_open)
+        return Places(
+            dev=self.dev,
+            sys=self.sys,
+            proc=Path("/proc"),
+            run=self.run,
+            may_open=lambda _: self.may_open,
+            is_device=Path.exists,
+        )

@@ -146,8 +146,20 @@ class Reader:
             seen, status = results[index]
             assert int(status) == step.status, f"{where}ended with {status}:\n{seen}"
             if step.shown is not None:
-                seen = self._as_on_the_page(seen)
+                seen = self.as_on_the_page(seen)
                 assert agrees(step.shown, seen), where + _difference(step.shown, seen)
+
+    def typed(self, commands: str) -> str:
+        """``commands`` of a page, with ports that are free."""
+        for written, free in self._ports.items():
+            commands = re.sub(rf"\b{written}\b", str(free), commands)
+        return commands
+
+    def as_on_the_page(self, seen: str) -> str:
+        """What was printed with the page's ports and home."""
+        for written, free in self._ports.items():
+            seen = re.sub(rf"\b{free}\b", written, seen)
+        return seen.replace(str(self.home), "/home/you")
 
     def finish(self) -> None:
         """Switches the simulated TPMs off; none may hold what a page forgot there."""
@@ -185,18 +197,10 @@ class Reader:
         return output.read_text()
 
     def _marked(self, step: Step) -> str:
-        commands = step.commands
-        for written, free in self._ports.items():
-            commands = re.sub(rf"\b{written}\b", str(free), commands)
         return (
-            f"echo '{_MARK} begin'\n{commands}\nended_with=$?\n"
+            f"echo '{_MARK} begin'\n{self.typed(step.commands)}\nended_with=$?\n"
             f"printf '\\n{_MARK} end %s\\n' $ended_with\n[ $ended_with = {step.status} ] || exit 1\n"
         )
-
-    def _as_on_the_page(self, seen: str) -> str:
-        for written, free in self._ports.items():
-            seen = re.sub(rf"\b{free}\b", written, seen)
-        return seen.replace(str(self.home), "/home/you")
 
 
 def _is_free(port: int) -> bool:

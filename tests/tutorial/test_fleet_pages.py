@@ -26,6 +26,5 @@ def test_three_ways_to_make_a_device(reader: Reader) -> None:
         "14-in-c",
     ],
 )
-def test_a_page_needs_nothing_but_the_company(page: str, reader: Reader) -> None:
-    reader.follow("07-manufacturing", until="Two boards")
-    reader.follow(page)
+def test_a_page_needs_nothing_but_the_company(page: str, fleet_reader: Reader) -> None:
+    fleet_reader.follow(page)

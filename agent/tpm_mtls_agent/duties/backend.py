@@ -95,9 +95,10 @@ class Backend:
         request = Request("POST", path, body, _JSON, ANSWER_LIMIT)
         answer = await self.send(request)
         if answer.status != _OK:
+            said = _said(answer)
             raise RequestRefusedError(
-                f"{self.server} answered {answer.status} to {path}{_explanation(answer)}",
-                hint=_HINTS.get(answer.status, "the backend's log says more"),
+                f"{self.server} answered {answer.status} to {path}" + (f": {said.error}" if said.error else ""),
+                hint=said.hint or _HINTS.get(answer.status, "the backend's log says more"),
                 status=answer.status,
             )
         try:
@@ -108,15 +109,19 @@ class Backend:
             ) from error
 
 
-class _Explained(msgspec.Struct):
-    error: str
+class _Said(msgspec.Struct):
+    error: str = ""
+    hint: str = ""
 
 
-def _explanation(answer: Answer) -> str:
-    """What the backend's own error answer says, as ": …"; of another's nothing is shown."""
+def _said(answer: Answer) -> _Said:
+    """What the backend's own error answer says, in one line each; of another's nothing is shown."""
     try:
-        text = msgspec.json.decode(answer.body, type=_Explained).error
+        said = msgspec.json.decode(answer.body, type=_Said)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return ""
-    shown = re.sub(r"[^ -~]", "?", text)[:_REASON_SHOWN].strip()
-    return f": {shown}" if shown else ""
+        return _Said()
+    return _Said(_one_line(said.error), _one_line(said.hint))
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[^ -~]", "?", text)[:_REASON_SHOWN].strip()

@@ -39,6 +39,8 @@ class DutiesRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         format: version of this structure.
+        round_began: when the last round that is over began, seconds of CLOCK_MONOTONIC. In a round, at the start and
+            when somebody asks, everything is done once, whatever failed before.
         life_cycle: what became of the TPM since the device enrolled (`tpm_mtls.life_cycle.Change`).
         life_cycle_text: the same for people; empty if it is the same TPM.
         backend: how the last exchange with the backend ended.
@@ -50,6 +52,7 @@ class DutiesRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     format: int = FORMAT
+    round_began: float | None = None
     life_cycle: str | None = None
     life_cycle_text: str = ""
     backend: Outcome | None = None

@@ -45,6 +45,7 @@ class Duties:
         self._exchange = (
             Exchange(settings.backend, settings, worker, self._told, self._world) if settings.backend else None
         )
+        self._round: float | None = self._world.monotonic()  # when the present one began
         self._schedule = Schedule(
             settings.pace, settings.duties(), now=self._world.monotonic(), random=self._world.random
         )
@@ -59,6 +60,7 @@ class Duties:
             identity = self._identity()
             duty = self._schedule.due(self._world.monotonic()) if identity is not None else None
             if identity is None or duty is None:
+                await self._end_round(identity)
                 look = min(_LOOK, self._settings.pace.interval)
                 await self._wait(look if identity is None else self._schedule.wait(self._world.monotonic()))
             else:
@@ -70,7 +72,15 @@ class Duties:
                 await self._asked.wait()
         if self._asked.is_set():
             self._asked.clear()
-            self._schedule.all_now(self._world.monotonic())
+            self._round = self._world.monotonic()
+            self._schedule.all_now(self._round)
+
+    async def _end_round(self, identity: IdentityRecord | None) -> None:
+        """Shows that all that was due is done, to whoever asked for it."""
+        if identity is not None and self._round is not None:
+            self._told.note(round_began=self._round)
+            self._round = None
+            await asyncio.to_thread(self._told.save)
 
     def _identity(self) -> IdentityRecord | None:
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tpm_mtls.authorization import read_authorization, read_hierarchy_authorization
-from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, tcti_option
+from tpm_mtls.cli_options import answer, auth_option, json_option, state_dir_option, storage_options, tcti_option
 from tpm_mtls.errors import UsageError
 from tpm_mtls.files import refuse_existing
 from tpm_mtls.policy.options import policy_options
@@ -40,10 +40,7 @@ def _common_options(function: F) -> F:
         ),
         click.option("--nv", metavar="INDEX", help="In the TPM's NV memory, such as 0x01800001, instead of a file."),
         auth_option("the sealed data's authorization value"),
-        click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one."),
-        click.option(
-            "--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one."
-        ),
+        storage_options,
         state_dir_option,
         tcti_option,
         json_option,

@@ -40,6 +40,19 @@ IMA_LOG_LIMIT: Final = 4 * 1024 * 1024
 ANSWER_LIMIT: Final = 256 * 1024
 """Bytes of every other message: the longest verdict names every entry of two long event logs."""
 
+CHECKS: Final = {
+    1: "nonce",
+    2: "attestation key",
+    3: "signature",
+    4: "a TPM's quote",
+    5: "answers the nonce",
+    6: "PCR values",
+    7: "clock",
+    8: "logs",
+    9: "policy",
+}
+"""What each of the checks is about that a quote has to pass: `Verdict.check`."""
+
 _ATTEST_LIMIT: Final = 1024  # tpm_mtls.structures.attestation.ATTEST_LIMIT
 _SIGNATURE_LIMIT: Final = 1024  # tpm_mtls.structures.signature.SIGNATURE_LIMIT
 _PUBLIC_LIMIT: Final = 1024  # tpm_mtls.structures.public_area.PUBLIC_LIMIT

@@ -77,14 +77,19 @@ class HttpsTransport:
             answer = _receive(connection.getresponse(), request.limit)
             if overdue.is_set():  # an answer without a length ends where it was cut
                 raise TimeoutError
-        except ssl.SSLError as error:
-            raise self._tls_error(error) from error
         except (OSError, HTTPError, http.client.HTTPException) as error:
-            late = overdue.is_set() or isinstance(error, TimeoutError)
-            raise self._unreachable("did not answer in time" if late else _reason(error)) from error
+            raise self._error(error, late=overdue.is_set() or isinstance(error, TimeoutError)) from error
         finally:
             watch.cancel()
+            watch.join()  # it knows the connection, and so must not be the one that frees context and key
         return answer
+
+    def _error(self, error: Exception, *, late: bool) -> TpmMtlsError:
+        if isinstance(error.__cause__, TpmMtlsError):
+            return error.__cause__  # the own key did not sign: see `tpm_mtls.tls`
+        if isinstance(error, ssl.SSLError):
+            return self._tls_error(error)
+        return self._unreachable("did not answer in time" if late else _reason(error))
 
     def _unreachable(self, what: str) -> PeerUnreachableError:
         return PeerUnreachableError(f"{self._server} {what}", hint=self._server.advice, host=self._server.host)

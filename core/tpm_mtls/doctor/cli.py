@@ -62,8 +62,8 @@ def doctor(
     if bundle is not None:
         refuse_existing(bundle)
     diagnosis = diagnose(Settings(tcti=tcti, folder=state_dir, trust=trust, peers=tuple(peers)), now=now)
+    answer(as_data(diagnosis), as_text(diagnosis), as_json=as_json)
     if bundle is not None:
         write_bundle(bundle, diagnosis, now=now())
-    answer(as_data(diagnosis), as_text(diagnosis), as_json=as_json)
     if diagnosis.problems:
         raise failure(diagnosis)

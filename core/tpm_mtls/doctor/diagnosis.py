@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tpm_mtls.configuration import load_configuration
 from tpm_mtls.doctor.children import OPENSSL, PATIENCE_OPENSSL, PATIENCE_TPM, TPM, ask_child
 from tpm_mtls.doctor.findings import Failed, Finding, failed, problem_of, problems
 from tpm_mtls.doctor.identity_report import IdentityReport, observe_identity
@@ -14,10 +15,10 @@ from tpm_mtls.doctor.identity_rules import judge_clock, judge_identity
 from tpm_mtls.doctor.machine import Machine, Places, observe_machine
 from tpm_mtls.doctor.machine_rules import judge_machine, named_device
 from tpm_mtls.doctor.openssl_report import OpensslJob, OpensslReport, Peer
-from tpm_mtls.doctor.openssl_rules import judge_openssl, judge_peer
+from tpm_mtls.doctor.openssl_rules import judge_key, judge_openssl, judge_peer
 from tpm_mtls.doctor.servers import ca_peer
 from tpm_mtls.doctor.tpm_report import TpmJob, TpmReport
-from tpm_mtls.doctor.tpm_rules import judge_tpm
+from tpm_mtls.doctor.tpm_rules import is_owner_disabled, judge_tpm
 from tpm_mtls.errors import TpmMtlsError, UsageError
 from tpm_mtls.identity import DEFAULT_FOLDER, TRUST
 from tpm_mtls.tcti import chosen_tcti
@@ -91,27 +92,36 @@ def diagnose(settings: Settings, *, now: Callable[[], datetime]) -> Diagnosis:
     if tpm is not None:
         findings += judge_tpm(tpm, tcti, identity.record)
         reachable = tpm.condition is not None
-    protected = tpm is not None and tpm.key_is_protected
-    openssl = _try_openssl(settings, tcti if reachable else None, identity, protected=protected)
-    if isinstance(openssl, OpensslReport):
-        findings += judge_openssl(openssl)
+    openssl = _try_openssl(
+        settings,
+        tcti if reachable else None,
+        identity,
+        protected=tpm is not None and tpm.key_is_protected,
+        lost=not identity.is_whole or _has_lost_keys(tpm, findings),
+    )
+    report = openssl if isinstance(openssl, OpensslReport) else None
+    findings += [problem_of("openssl.works", openssl)] if isinstance(openssl, Failed) else judge_openssl(openssl)
     findings += judge_identity(identity, present)
-    if isinstance(openssl, OpensslReport):
-        findings += [judge_peer(each) for each in openssl.peers]
-    else:
-        findings.append(problem_of("openssl.works", openssl))
+    if report is not None:
+        findings += [*judge_key(report), *(judge_peer(each) for each in report.peers)]
     return Diagnosis(
         tcti=tcti,
         findings=tuple(findings),
         machine=machine,
         tpm=tpm,
-        openssl=openssl if isinstance(openssl, OpensslReport) else None,
+        openssl=report,
         identity=identity,
     )
 
 
+def _has_lost_keys(tpm: TpmReport | None, findings: list[Finding]) -> bool:
+    """Whether it is said already that the device's keys are not in the TPM, or seem not to be."""
+    return tpm is not None and (is_owner_disabled(tpm) or any(each.check == "tpm.same" for each in problems(findings)))
+
+
 def _where(explicit: str | None) -> tuple[str, list[Finding]]:
     try:
+        load_configuration()  # where the TPM is named otherwise, too: whatever uses the key reads it
         return chosen_tcti(explicit), []
     except TpmMtlsError as error:
         return "", [problem_of("configuration", failed(error))]
@@ -126,7 +136,7 @@ def _ask_tpm(settings: Settings, tcti: str, identity: IdentityReport) -> TpmRepo
 
 
 def _try_openssl(
-    settings: Settings, tcti: str | None, identity: IdentityReport, *, protected: bool
+    settings: Settings, tcti: str | None, identity: IdentityReport, *, protected: bool, lost: bool
 ) -> OpensslReport | Failed:
     peers = settings.peers
     if identity.record is not None and not any(peer.role == "CA" for peer in peers):
@@ -137,6 +147,7 @@ def _try_openssl(
         trust=str(settings.trust or settings.folder / TRUST),
         peers=peers,
         protected=protected,
+        lost=lost,
     )
     try:
         return ask_child(OPENSSL, job, OpensslReport, patience=PATIENCE_OPENSSL)

@@ -45,6 +45,7 @@ class IdentityReport(msgspec.Struct, frozen=True, kw_only=True):
         begins: when its validity begins.
         ends: when it ends.
         certificate_error: why the certificate cannot be read.
+        trust_error: why the trust anchor cannot be read.
         chain_error: why it does not lead to the trust anchor, its own dates left aside.
     """
 
@@ -59,7 +60,18 @@ class IdentityReport(msgspec.Struct, frozen=True, kw_only=True):
     begins: datetime | None = None
     ends: datetime | None = None
     certificate_error: Failed | None = None
+    trust_error: Failed | None = None
     chain_error: Failed | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether record, certificate, trust anchor and, if it is a file, the key can be there."""
+        errors = (self.record_error, self.certificate_error, self.trust_error)
+        return self.record is not None and errors == (None,) * 3 and not self.misses(self.record.key)
+
+    def misses(self, key: str) -> bool:
+        """Whether the folder was listed, and the file of ``key``, a key reference, is not in it."""
+        return key == KEY and bool(self.entries) and key not in {entry.name for entry in self.entries}
 
 
 def observe_identity(folder: Path, now: datetime) -> IdentityReport:
@@ -99,16 +111,22 @@ def _certificate(report: IdentityReport, folder: Path, now: datetime) -> Identit
         ends=leaf.not_valid_after_utc,
     )
     try:
-        _check_chain(leaf, issuers, folder, now)
+        anchors = load_certificates(folder / TRUST)
+    except TpmMtlsError as error:
+        return msgspec.structs.replace(report, trust_error=failed(error))
+    try:
+        _check_chain(leaf, issuers, anchors, now)
     except TpmMtlsError as error:
         return msgspec.structs.replace(report, chain_error=failed(error))
     return report
 
 
-def _check_chain(leaf: x509.Certificate, issuers: list[x509.Certificate], folder: Path, now: datetime) -> None:
+def _check_chain(
+    leaf: x509.Certificate, issuers: list[x509.Certificate], anchors: tuple[x509.Certificate, ...], now: datetime
+) -> None:
     """Now, or at the nearest instant at which the leaf is valid: whether it still is, is judged apart."""
     moment = min(max(now, leaf.not_valid_before_utc), leaf.not_valid_after_utc)
-    check_chain(leaf, issuers, load_certificates(folder / TRUST), now=moment, purpose=Purpose.CLIENT)
+    check_chain(leaf, issuers, anchors, now=moment, purpose=Purpose.CLIENT)
 
 
 def has_remains(report: IdentityReport) -> bool:

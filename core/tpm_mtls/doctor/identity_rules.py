@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from tpm_mtls.doctor.findings import ok, problem, problem_of, warning
 from tpm_mtls.doctor.identity_report import has_remains
-from tpm_mtls.identity import KEY
+from tpm_mtls.identity import CERTIFICATE, DEFAULT_FOLDER, KEY, TRUST
 from tpm_mtls.renewal import renewal_at
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def judge_identity(report: IdentityReport, now: datetime) -> list[Finding]:
 
     1. The folder is there, can be read, and nobody else may write to it.
     2. The record is there and whole.
-    3. A software key is its owner's secret.
+    3. A software key is its owner's secret. A key that is a file is there.
     4. The certificate can be read, and leads to the trust anchor.
     5. It has not expired, and was renewed when it was due.
     """
@@ -62,6 +63,14 @@ def judge_identity(report: IdentityReport, now: datetime) -> list[Finding]:
     kind = "in the TPM" if record.is_tpm else "in software"
     findings.append(ok("identity.record", f"{record.device}: {record.algorithm} key {record.key}, {kind}"))
     findings += _software_key(report)  # 3
+    if report.misses(record.key):
+        findings.append(
+            problem(
+                "identity.key",
+                f"the key's file {report.folder}/{KEY} is not there",
+                "restore it from a backup; or enroll again",
+            )
+        )
     findings += _certificate(report, now)  # 4, 5
     return findings
 
@@ -105,8 +114,14 @@ def _software_key(report: IdentityReport) -> Iterator[Finding]:
 
 def _certificate(report: IdentityReport, now: datetime) -> Iterator[Finding]:
     check = "identity.certificate"
+    folder = report.folder
     if report.certificate_error is not None:
-        yield problem_of(check, report.certificate_error)
+        named = "" if folder == str(DEFAULT_FOLDER) else f" --state-dir {shlex.quote(folder)}"
+        back = f"get it back from the TPM's copy: rm -f {shlex.quote(f'{folder}/{CERTIFICATE}')}; "
+        yield problem(check, report.certificate_error.message, f"{back}tpm-mtls keygen restore{named}; or enroll again")
+    if report.trust_error is not None:
+        remedy = f"copy the CA's root certificate to {folder}/{TRUST} again"
+        yield problem("identity.chain", report.trust_error.message, remedy)
     if report.chain_error is not None:
         yield problem_of("identity.chain", report.chain_error)
     if report.begins is None or report.ends is None:

@@ -32,6 +32,7 @@ class Places:
         proc: procfs.
         run: ``/run``.
         may_open: whether this user may open a node for reading and writing.
+        is_device: whether a node is one of a device that is read and written like a TPM.
     """
 
     dev: Path = Path("/dev")
@@ -39,6 +40,7 @@ class Places:
     proc: Path = Path("/proc")
     run: Path = Path("/run")
     may_open: Callable[[Path], bool] = lambda node: os.access(node, os.R_OK | os.W_OK)
+    is_device: Callable[[Path], bool] = Path.is_char_device
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +52,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
         owner: user that it belongs to.
         group: group that it belongs to.
         may_open: whether this user may open it.
+        is_device: whether it is one of a device, and no file or folder.
     """
 
     path: str
@@ -57,6 +60,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     group: str
     may_open: bool
+    is_device: bool = True
 
     @property
     def name(self) -> str:
@@ -150,6 +154,7 @@ def _nodes(places: Places, wanted: Path | None) -> Iterator[Node]:
                 owner=_user_name(status.st_uid),
                 group=_group_name(status.st_gid),
                 may_open=places.may_open(path),
+                is_device=places.is_device(path),
             )
 
 

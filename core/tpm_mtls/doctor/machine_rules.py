@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +18,7 @@ _DEVICE: Final = "tpm.device"
 _RIGHTS: Final = "tpm.permissions"
 _MANAGER: Final = "tpm.resource-manager"
 _SIMULATOR: Final = "to go on without one: tpm-mtls simulator start --dir D, then --tcti with what it prints"
-_OTHERS_MAY: Final = 0o006
+_OTHERS_MAY: Final = 0o002  # a program that uses the TPM opens it for reading and writing
 _GROUP_MAY: Final = 0o060
 
 
@@ -25,7 +26,7 @@ def judge_machine(machine: Machine, tcti: str) -> list[Finding]:
     """What ``machine`` means for who uses the TPM at ``tcti``, a string of `tpm_mtls.tcti.chosen_tcti`.
 
     1. The TPM is not reached through a device of this machine: then nothing else matters, but tabrmd must run.
-    2. There is the node that the TCTI names; else why not.
+    2. There is the node that the TCTI names, and it is a device's; else why not.
     3. It is no TPM 1.2.
     4. This user may open it, and not everybody.
     5. Nobody else holds it, and it has one resource manager.
@@ -39,13 +40,16 @@ def judge_machine(machine: Machine, tcti: str) -> list[Finding]:
     node = next((each for each in machine.nodes if each.path == str(wanted)), None)
     if node is None:
         return [_missing(machine, str(wanted))]  # 2
+    if not node.is_device:
+        return [problem(_DEVICE, f"{node} is no device", "name the TPM's: --tcti device:/dev/tpmrm0")]
     return [*_found(machine, node), *_rights(machine, node), *_conflicts(machine, node)]
 
 
 def named_device(tcti: str) -> Path | None:
     """The device node that ``tcti`` names, where symbolic links lead; none if it names none."""
     name, _, path = tcti.removeprefix("pcap:").partition(":")
-    return Path(path).resolve() if name == "device" else None
+    # pathlib's resolve fails where links lead in a circle
+    return Path(os.path.realpath(path)) if name == "device" else None
 
 
 def _tabrmd(machine: Machine) -> Finding:
@@ -79,8 +83,10 @@ def _missing(machine: Machine, path: str) -> Finding:
             f"{inside}: --device {path}; in a systemd unit: PrivateDevices=no and DeviceAllow={path} rw",
         )
     if machine.nodes or machine.chips:
-        there = ", ".join(node.path for node in machine.nodes) or ", ".join(each.name for each in machine.chips)
-        return problem(_DEVICE, f"there is no {path}, but {there}", "name that one: --tcti device:PATH")
+        there = [node.path for node in machine.nodes] or [each.name for each in machine.chips]
+        managed = next((node.path for node in machine.nodes if node.name.startswith("tpmrm")), "PATH")
+        remedy = f"name that one: --tcti device:{managed}"
+        return problem(_DEVICE, f"there is no {path}, but {', '.join(there)}", remedy)
     if machine.announced:
         return problem(
             _DEVICE,

@@ -22,10 +22,12 @@ from tpm_mtls.errors import TpmMtlsError
 if TYPE_CHECKING:
     from types import FrameType
 
+    from tpm_mtls.device_requests.messages import Answer
     from tpm_mtls.identity import Identity
     from tpm_mtls.tls import IdentityContext
 
 _TIMEOUTS: Final = Timeouts(step=5.0, exchange=10.0)
+_REASON_LIMIT: Final = 200  # characters
 
 Role: TypeAlias = Literal["CA", "backend"]
 
@@ -55,6 +57,7 @@ class OpensslJob(msgspec.Struct, frozen=True, kw_only=True):
         trust: PEM file that says whom to trust; empty if there is none.
         peers: servers.
         protected: whether the device's key has an authorization value: then it is not tried.
+        lost: whether it is known that the key, or what belongs to it, is not there: then it is not tried, either.
     """
 
     tcti: str | None
@@ -62,6 +65,7 @@ class OpensslJob(msgspec.Struct, frozen=True, kw_only=True):
     trust: str
     peers: tuple[Peer, ...] = ()
     protected: bool = False
+    lost: bool = False
 
 
 class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,14 +74,20 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         peer: which one.
         status: its HTTP status; 0 without an answer.
+        reason: why it refuses, in its own words; empty where it does not say.
         error: why there is none.
         untried: it wants the device's certificate, and there is no key that signs for it.
     """
 
     peer: Peer
     status: int = 0
+    reason: str = ""
     error: Failed | None = None
     untried: bool = False
+
+
+class _Refusal(msgspec.Struct):
+    error: str = ""
 
 
 class OpensslReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +96,7 @@ class OpensslReport(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         python: version, and path of the interpreter.
         openssl: version.
+        unusable: why OpenSSL makes no TLS connection at all; empty if it does.
         linkage: why its functions cannot be reached; none if they can.
         modules: folder of the provider.
         provider: the provider's version; empty if it was not loaded.
@@ -100,6 +111,7 @@ class OpensslReport(msgspec.Struct, frozen=True, kw_only=True):
 
     python: str
     openssl: str
+    unusable: str = ""
     linkage: Failed | None = None
     modules: str = ""
     provider: str = ""
@@ -122,6 +134,10 @@ def try_openssl(job: OpensslJob) -> OpensslReport:
         configuration=configuration,
         configuration_exists=bool(configuration) and Path(configuration).exists(),
     )
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    except ssl.SSLError as error:
+        return msgspec.structs.replace(report, unusable=(error.reason or str(error)).lower().replace("_", " "))
     try:
         openssl()
     except TpmMtlsError as error:
@@ -150,7 +166,7 @@ def _key(report: OpensslReport, job: OpensslJob) -> tuple[IdentityContext | None
     from tpm_mtls.identity import load_identity  # noqa: PLC0415 - as above
     from tpm_mtls.tls import client_context  # noqa: PLC0415 - as above
 
-    if not job.folder:
+    if not job.folder or job.lost:
         return None, report
     if job.protected:
         return None, msgspec.structs.replace(report, key="protected")
@@ -187,10 +203,19 @@ def _peer(peer: Peer, job: OpensslJob, own: IdentityContext | None) -> PeerRepor
     try:
         context = own if own is not None and peer.role == "backend" else trust_context(Path(job.trust))
         with HttpsTransport(peer.server, context, _TIMEOUTS) as transport:
-            status = transport.send(request).status
+            answer = transport.send(request)
     except TpmMtlsError as error:
         return PeerReport(peer=peer, error=failed(error))
-    return PeerReport(peer=peer, status=status)
+    return PeerReport(peer=peer, status=answer.status, reason=_reason(answer))
+
+
+def _reason(answer: Answer) -> str:
+    """What a server of ours says in ``{"error": …}``, in one short line."""
+    try:
+        said = msgspec.json.decode(answer.body, type=_Refusal).error
+    except msgspec.DecodeError:
+        return ""
+    return "".join(each if each.isprintable() else " " for each in said[:_REASON_LIMIT])
 
 
 def main() -> None:

@@ -13,7 +13,13 @@ import msgspec
 
 from tpm_mtls.attestation.health import Condition  # noqa: TC001 - msgspec reads the annotations
 from tpm_mtls.doctor.findings import Failed, failed
-from tpm_mtls.errors import HandleNotFoundError, HandleOccupiedError, TpmMtlsError
+from tpm_mtls.errors import (
+    CredentialError,
+    HandleNotFoundError,
+    HandleOccupiedError,
+    StorageError,
+    TpmMtlsError,
+)
 from tpm_mtls.identity import IdentityRecord  # noqa: TC001 - the same
 from tpm_mtls.key_reference import KeyFile
 
@@ -115,14 +121,20 @@ def _keys(tpm: Tpm, report: TpmReport, job: TpmJob) -> TpmReport:
 
 
 def _is_protected(tpm: Tpm, job: TpmJob) -> bool:
-    """By whether wrong values count (keys without a value are made noDA); and by what its file says, if it has one."""
+    """By whether wrong values count (keys without a value are made noDA); and by what its file says, if it has one.
+
+    A file that cannot be read is told when the key is tried.
+    """
     from tpm_mtls.files import read_capped  # noqa: PLC0415 - as above
     from tpm_mtls.identity import load_identity  # noqa: PLC0415 - as above
     from tpm_mtls.structures import Attribute, parse_tss2_pem  # noqa: PLC0415 - as above
 
     key = load_identity(Path(job.folder)).key
     if isinstance(key, KeyFile):
-        found = parse_tss2_pem(read_capped(key.path), str(key))
+        try:
+            found = parse_tss2_pem(read_capped(key.path), str(key))
+        except (StorageError, CredentialError):
+            return False
         return not found.empty_auth and Attribute.NODA not in found.public.attributes
     try:
         return Attribute.NODA not in tpm.read_public(key.handle).public.attributes

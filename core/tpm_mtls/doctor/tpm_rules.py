@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Final
 
 from tpm_mtls.doctor.findings import ok, problem, problem_of, warning
@@ -29,37 +30,43 @@ ENDORSEMENT_ENABLED: Final = 1 << 2
 _RSA_KEYS_LOST: Final = {"CVE-2017-15361"}
 _ECC_KEYS_LOST: Final = {"CVE-2019-16863", "CVE-2019-11090"}
 _FEW: Final = 2
-_FLUSH: Final = (
-    "end the programs that use it, then: tpm2_flushcontext -t; tpm2_flushcontext -l; tpm2_flushcontext -s; "
-    "a resource manager keeps it from happening again"
-)
+_HIERARCHIES: Final = "tpm.hierarchies"
 
 
 def judge_tpm(report: TpmReport, tcti: str, record: IdentityRecord | None) -> list[Finding]:
     """What ``report`` means; ``record`` is the device's identity, if it has one.
 
     1. The TPM answers.
-    2. It is the one that the identity was made in, and was not cleared since.
-    3. Its firmware is of no version that is known to be bad.
-    4. It has the PCR bank sha256.
-    5. It is not locked by wrong authorization values.
-    6. Nothing is left in its memory, and there is room for more keys.
-    7. Its hierarchies are enabled, and nobody else can clear it.
-    8. What is in the storage root key's place is one, and nothing else kept it from answering.
+    2. Its hierarchies are enabled: a disabled one's keys seem not to be there.
+    3. It is the one that the identity was made in, and was not cleared since.
+    4. Its firmware is of no version that is known to be bad.
+    5. It has the PCR bank sha256.
+    6. It is not locked by wrong authorization values.
+    7. Nothing is left in its memory, and there is room for more keys.
+    8. Nobody else can clear it.
+    9. What is in the storage root key's place is one, and nothing else kept it from answering.
     """
     findings = list(_answers(report, tcti))  # 1
     condition = report.condition
     if condition is None:
         return findings
-    findings += _life(report, record)  # 2
-    findings += _firmware(condition, record)  # 3
-    findings += _banks(report.banks)  # 4
-    findings += _lockout(condition)  # 5
-    findings += _memory(condition, raw=is_raw(tcti))  # 6
+    findings += _hierarchies(report)  # 2
+    hides_keys = is_owner_disabled(report)
+    findings += () if hides_keys else _life(report, record)  # 3
+    findings += _firmware(condition, record)  # 4
+    findings += _banks(report.banks)  # 5
+    tools = f"-T {shlex.quote(tcti)}"
+    findings += _lockout(condition, tools)  # 6
+    findings += _memory(condition, tools) if is_raw(tcti) else ()  # 7
     findings += _room(condition)
-    findings += _hierarchies(report)  # 7
-    findings += _storage_root(report)  # 8
+    findings.append(_authorizations(report))  # 8
+    findings += () if hides_keys else _storage_root(report, tools)  # 9
     return findings + ([problem_of("tpm.keys", report.error)] if report.error is not None else [])
+
+
+def is_owner_disabled(report: TpmReport) -> bool:
+    """Whether the TPM answers, and hides the storage root key and the device's keys as if they were gone."""
+    return report.condition is not None and not report.startup & OWNER_ENABLED
 
 
 def _answers(report: TpmReport, tcti: str) -> Iterator[Finding]:
@@ -121,7 +128,7 @@ def _banks(banks: tuple[str, ...]) -> Iterator[Finding]:
     )
 
 
-def _lockout(condition: Condition) -> Iterator[Finding]:
+def _lockout(condition: Condition, tools: str) -> Iterator[Finding]:
     wrong = f"{condition.lockout_counter} of {condition.lockout_limit} wrong authorization values"
     interval = condition.lockout_interval
     if condition.locked_out:
@@ -129,7 +136,7 @@ def _lockout(condition: Condition) -> Iterator[Finding]:
         yield problem(
             "tpm.lockout",
             f"it is locked: {wrong}",
-            f"find out who tries; {after}; or: tpm2_dictionarylockout --clear-lockout (with the lockout value)",
+            f"find out who tries; {after}; or: tpm2_dictionarylockout {tools} --clear-lockout (-p with its value)",
         )
     elif condition.lockout_counter:
         yield warning(
@@ -139,22 +146,23 @@ def _lockout(condition: Condition) -> Iterator[Finding]:
         yield ok("tpm.lockout", "no wrong authorization value counts")
 
 
-def _memory(condition: Condition, *, raw: bool) -> Iterator[Finding]:
+def _memory(condition: Condition, tools: str) -> Iterator[Finding]:
     """What is left of programs; behind a resource manager nobody sees it, and it does no harm."""
+    sessions_free = min(condition.sessions_available, condition.sessions_active_available)
     kinds = (
-        ("objects", condition.transient_loaded, condition.transient_available),
-        ("sessions", condition.sessions_active, min(condition.sessions_available, condition.sessions_active_available)),
+        ("objects", condition.transient_loaded, condition.transient_available, "-t"),
+        ("sessions", condition.sessions_active, sessions_free, "-l -s"),
     )
-    for kind, there, free in kinds:
+    for kind, there, free, options in kinds:
         check = f"tpm.leaked-{kind}"
-        if not raw:
-            continue
+        flush = "; ".join(f"tpm2_flushcontext {tools} {option}" for option in options.split())
+        remedy = f"end the programs that use it, then: {flush}; a resource manager keeps it from happening again"
         if there and not free:
             text = f"{there} {kind} are loaded and there is room for no more: programs left them"
-            yield problem(check, text, _FLUSH)
+            yield problem(check, text, remedy)
         elif there:
             text = f"{there} {kind} are loaded, {free} more possible: a program is at work, or left them"
-            yield warning(check, text, _FLUSH)
+            yield warning(check, text, remedy)
         else:
             yield ok(check, f"no {kind} are left in it")
 
@@ -174,14 +182,16 @@ def _room(condition: Condition) -> Iterator[Finding]:
 
 
 def _hierarchies(report: TpmReport) -> Iterator[Finding]:
-    check = "tpm.hierarchies"
     for enabled, hierarchy in ((OWNER_ENABLED, "owner"), (ENDORSEMENT_ENABLED, "endorsement")):
         if not report.startup & enabled:
             yield problem(
-                check,
-                f"the {hierarchy} hierarchy is disabled: its keys cannot be used",
-                "switch it on in the firmware's set-up, and restart the machine",
+                _HIERARCHIES,
+                f"the {hierarchy} hierarchy is disabled until the next restart: its keys are there, but cannot be used",
+                "restart the machine; if it is disabled again: switch it on in the firmware's set-up",
             )
+
+
+def _authorizations(report: TpmReport) -> Finding:
     given = (
         (OWNER_AUTH_SET, "owner"),
         (ENDORSEMENT_AUTH_SET, "endorsement"),
@@ -190,20 +200,18 @@ def _hierarchies(report: TpmReport) -> Iterator[Finding]:
     values = [name for bit, name in given if report.permanent & bit]
     text = f"authorization values are set for: {', '.join(values) or 'none'}"
     if report.permanent & LOCKOUT_AUTH_SET:
-        yield ok(check, text)
-    else:
-        yield warning(
-            check, f"{text}; so whoever may use the TPM may clear it", "tpm-mtls provision --plan hardening.toml"
-        )
+        return ok(_HIERARCHIES, text)
+    return warning(
+        _HIERARCHIES, f"{text}; so whoever may use the TPM may clear it", "tpm-mtls provision --plan hardening.toml"
+    )
 
 
-def _storage_root(report: TpmReport) -> Iterator[Finding]:
+def _storage_root(report: TpmReport, tools: str) -> Iterator[Finding]:
     check = "tpm.storage-root-key"
     if report.srk_is_key:
         yield ok(check, f"it is there: {report.srk}")
     elif report.srk:
-        yield problem(
-            check, report.srk, "find out whose it is; if nobody needs it: tpm2_evictcontrol -C o -c 0x81000001"
-        )
+        remove = f"tpm2_evictcontrol {tools} -C o -c 0x81000001"
+        yield problem(check, report.srk, f"find out whose it is; if nobody needs it: {remove}")
     elif report.error is None:
         yield ok(check, "there is none yet: the first key makes it")

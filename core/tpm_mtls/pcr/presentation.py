@@ -27,7 +27,9 @@ def print_rows(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     from rich.console import Console  # noqa: PLC0415 - the same
     from rich.table import Table  # noqa: PLC0415 - the same
 
-    table = Table(*titles, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")  # a Name or a digest is copied: none is cut off
     for row in rows:
         table.add_row(*map(str, row))
     Console(highlight=False, markup=False).print(table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tpm_mtls.cli_options import answer, json_option, state_dir_option, tcti_option
+from tpm_mtls.cli_options import answer, json_option, owner_auth_option, state_dir_option, tcti_option
 from tpm_mtls.errors import PolicyRefusedError, UsageError
 from tpm_mtls.files import PUBLIC_FILE, read_capped, write_atomic
 from tpm_mtls.key_reference import parse_key_reference
@@ -132,7 +132,7 @@ def sign(  # noqa: PLR0913 - one parameter per option
     is_flag=True,
     help="Retire the older ones even if this one does not hold yet and the key stops working.",
 )
-@click.option("--owner-auth", metavar="SOURCE", help="The owner hierarchy's authorization value, if it has one.")
+@owner_auth_option
 @_key_options
 @tcti_option
 @json_option

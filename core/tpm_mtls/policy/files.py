@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from tpm_mtls.files import read_capped, storage_errors, write_atomic
+from tpm_mtls.files import is_there, read_capped, storage_errors, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,7 +54,7 @@ def find_policy(name: bytes, folders: Iterable[Path]) -> PolicyDocument | None:
     """
     for folder in folders:
         path = policy_path(folder, name)
-        if path.exists():
+        if is_there(path):
             return _read(path, name)
     return None
 
@@ -96,7 +96,7 @@ def write_policy(folder: Path, document: PolicyDocument) -> Path:
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:
-    if not folder.exists():
+    if not is_there(folder):
         return []
     with storage_errors(folder, "read"), os.scandir(folder) as entries:
         # a dot begins what `write_atomic` has not finished

@@ -97,4 +97,8 @@ def _unavailable(rc: int, through: str) -> TpmUnavailableError | None:
 def _why_silent(tcti: str) -> str:
     if re.fullmatch(r"(pcap:)?device:/dev/tpm\d+", tcti):
         return f"does another program hold it? several at once may use --tcti {tcti.replace('/dev/tpm', '/dev/tpmrm')}"
+    if re.match(r"(pcap:)?device:", tcti):
+        return "what does the kernel say: dmesg | grep -i tpm; a chip that hangs needs power off and on"
+    if re.match(r"(pcap:)?tabrmd", tcti):
+        return "does it run: systemctl status tpm2-abrmd; or use the kernel's resource manager: device:/dev/tpmrm0"
     return "is it there, and does nobody else hold it? a simulator starts with: tpm-mtls simulator start --dir D"

@@ -96,6 +96,7 @@ _WARNINGS = {
         (
             "wrong values for keys without noDA, 0x98e each time; a service that tries again and again is enough",
             "power was cut several times while such a key was in use: the TPM counts that as a failure",
+            "for the lockout hierarchy itself one wrong value is enough, and then only LOCKOUT_RECOVERY seconds help",
         ),
         "wait for its recovery time, or as its owner: tpm2_dictionarylockout --clear-lockout",
         TpmLockoutError,

@@ -11,7 +11,7 @@ import ssl
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from tpm_mtls.errors import UsageError
+from tpm_mtls.errors import OpensslError, UsageError
 from tpm_mtls.openssl import contexts
 from tpm_mtls.tls.identity_context import IdentityContext
 from tpm_mtls.tls.key_source import Source
@@ -105,6 +105,7 @@ def trust_context(trust: Path, *, minimum_version: ssl.TLSVersion = ssl.TLSVersi
         PemError: the trust file has no certificate, or a damaged one.
         StorageError: it cannot be read.
         UsageError: another TLS version than 1.3 or 1.2.
+        OpensslError: OpenSSL has no default provider, and so no cipher.
     """
     return _context(ssl.PROTOCOL_TLS_CLIENT, trust, ssl.CERT_REQUIRED, minimum_version)
 
@@ -114,7 +115,14 @@ def _context(
 ) -> IdentityContext:
     if minimum_version not in {ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3}:
         raise UsageError(f"TLS version {minimum_version.name} is not offered", hint="use 1.3, or 1.2 for old peers")
-    context = IdentityContext(protocol, trust=trust, verify_mode=verify_mode)
+    try:
+        context = IdentityContext(protocol, trust=trust, verify_mode=verify_mode)
+    except ssl.SSLError as error:  # without the default provider there is not even a cipher
+        raise OpensslError(
+            f"no TLS connection can be made with this OpenSSL: {(error.reason or str(error)).lower().replace('_', ' ')}",
+            hint='does its configuration activate the default provider? unset OPENSSL_CONF, or: eval "$(tpm-mtls '
+            'openssl-env)"',
+        ) from error
     context.minimum_version = minimum_version
     context.set_ciphers(CIPHERS_1_2)
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION

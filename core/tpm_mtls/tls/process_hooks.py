@@ -6,9 +6,12 @@ import atexit
 import os
 import sys
 import weakref
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tpm_mtls.openssl import provider
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Key(Protocol):
@@ -60,8 +63,11 @@ def _after_fork() -> None:
         key.after_fork()
 
 
-def _keys() -> list[Key]:
-    return [holder.own_key for holder in list(_living) if holder.own_key is not None]
+def _keys() -> Iterator[Key]:
+    """The keys, each as long as it is looked at: its holder cannot be freed meanwhile, in another thread maybe."""
+    for holder in list(_living):
+        if holder.own_key is not None:
+            yield holder.own_key
 
 
 atexit.register(_release_keys)

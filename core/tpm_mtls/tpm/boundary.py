@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING
 from tpm2_pytss.TSS2_Exception import TSS2_Exception
 from tpm2_pytss.types import TPM2B_PUBLIC, TPMT_PUBLIC
 
-from tpm_mtls.errors import AuthorizationError, TpmRefusedError
-from tpm_mtls.response_codes import tpm_error
+from tpm_mtls.errors import AuthorizationError, TpmLockoutError, TpmRefusedError
+from tpm_mtls.response_codes import describe, tpm_error
 from tpm_mtls.structures import PublicArea, parse_public_area
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tpm_mtls.errors import TpmMtlsError
+
 _DAMAGED = {0x095, 0x09A, 0x0A5, 0x0A7}  # TPM_RC_SIZE, INSUFFICIENT, BINDING, ECC_POINT, without the parameter's number
-_HIERARCHIES = {"--owner-auth", "--endorsement-auth", "--lockout-auth"}
+_LOCKOUT, _SHOWS = "--lockout-auth", "tpm2_getcap properties-variable"
+_HIERARCHIES = {"--owner-auth", "--endorsement-auth", _LOCKOUT}
 _INTERRUPTS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # the one that raises by default is restored last
 
 
@@ -35,12 +38,24 @@ def command(doing: str, tcti: str, *, option: str = "--auth") -> Iterator[None]:
         with uninterrupted():
             yield
     except TSS2_Exception as failure:
-        error = tpm_error(int(failure.rc), doing=doing, tcti=tcti)
-        if isinstance(error, AuthorizationError):
-            error.hint = error.hint.replace("--auth", option)
-            if option in _HIERARCHIES:
-                error.hint = error.hint.replace(" or credential:NAME", ", credential:NAME or sealed:F")
-        raise error from failure
+        raise _error(int(failure.rc), doing, tcti, option) from failure
+
+
+def _error(rc: int, doing: str, tcti: str, option: str) -> TpmMtlsError:
+    error = tpm_error(rc, doing=doing, tcti=tcti)
+    if isinstance(error, AuthorizationError):
+        error.hint = error.hint.replace("--auth", option)
+        if option in _HIERARCHIES:
+            error.hint = error.hint.replace(" or credential:NAME", ", credential:NAME or sealed:F")
+    if option == _LOCKOUT and isinstance(error, AuthorizationError):
+        error.hint = f"one wrong value blocks it for LOCKOUT_RECOVERY seconds ({_SHOWS}); then {error.hint}"
+    elif option == _LOCKOUT and isinstance(error, TpmLockoutError):
+        return TpmLockoutError(
+            f"cannot {doing}: a wrong lockout authorization was tried, which blocks that one ({describe(rc)})",
+            hint=f"wait for LOCKOUT_RECOVERY seconds, counted while the TPM has power: {_SHOWS} shows how many",
+            rc=rc,
+        )
+    return error
 
 
 @contextmanager

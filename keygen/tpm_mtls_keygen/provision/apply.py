@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, assert_never
 
-from tpm_mtls.errors import AuthorizationError, StateError, TpmLockoutError
+from tpm_mtls.errors import AuthorizationError, StateError, TpmLockoutError, TpmRefusedError
 from tpm_mtls.files import read_capped, remove_file, write_atomic
 from tpm_mtls_keygen.provision.kept import begin, finish
 from tpm_mtls_keygen.provision.observe import Given, observe
@@ -57,8 +57,7 @@ class Provisioning:
 
         Raises:
             StateError: the storage root key has another Name than ``destroys``.
-            AuthorizationError: a hierarchy has a value that nobody gave.
-            TpmMtlsError: as `observe`.
+            TpmMtlsError: as `observe` and `make_plan`.
         """
         self._tpm = tpm
         self._settings = settings
@@ -121,7 +120,11 @@ class Provisioning:
 
     def _clear(self, srk: bytes) -> None:
         write_atomic(self._journal, srk.hex().encode())
-        self._tpm.hierarchies.clear()
+        try:
+            self._tpm.hierarchies.clear()
+        except TpmRefusedError:
+            remove_file(self._journal)
+            raise
         self._given = Given(lost=srk)
         self._observed = observe(self._tpm, self._settings, self._given)
 

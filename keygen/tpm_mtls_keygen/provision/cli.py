@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tpm_mtls.authorization import read_authorization, read_hierarchy_authorization
-from tpm_mtls.cli_options import answer, json_option, progress, state_dir_option, tcti_option
+from tpm_mtls.cli_options import (
+    answer,
+    hierarchy_auth_option,
+    json_option,
+    progress,
+    srk_auth_option,
+    state_dir_option,
+    tcti_option,
+)
 from tpm_mtls.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,23 +27,24 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
 _CLEAR = "--i-know-this-destroys-keys"
 
 
 def _present_options(function: F) -> F:
     """The authorization values that the TPM has."""
-    for name, what in (("lockout", "The lockout"), ("endorsement", "The endorsement"), ("owner", "The owner")):
-        text = f"{what} authorization that the TPM has, if nothing kept is it."
-        function = click.option(f"--{name}-auth", metavar="SOURCE", help=text)(function)
+    for name in ("lockout", "endorsement", "owner"):
+        function = hierarchy_auth_option(name, f"The {name} authorization that the TPM has, if nothing kept is it")(
+            function
+        )
     return function
 
 
 @click.command(epilog="Example: tpm-mtls provision --plan hardening.toml")
-@click.option("--plan", "planned", type=_FILE, metavar="FILE", help="Show what would be changed; change nothing.")
-@click.option("--apply", "applied", type=_FILE, metavar="FILE", help="Show it, and change it.")
+@click.option("--plan", "planned", type=_FILE, metavar="FILE", help="Show what would be changed; - is stdin.")
+@click.option("--apply", "applied", type=_FILE, metavar="FILE", help="Show and change it; - is stdin.")
 @_present_options
-@click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if it has one.")
+@srk_auth_option
 @click.option(
     _CLEAR,
     "destroys",
@@ -67,7 +76,7 @@ def provision(  # noqa: PLR0913 - one parameter per option
       authorization = "sealed:/var/lib/tpm-mtls/endorsement.sealed"
       keys = "certified"
       [lockout]
-      authorization = "file:/etc/credstore/tpm-lockout"
+      authorization = "file:/var/lib/tpm-mtls/lockout"
       max_tries = 10
       recovery_time = "2h"
       lockout_recovery = "24h"

@@ -6,6 +6,7 @@ that, the value that the TPM has is in one of both; and what is in ``PATH`` is t
 
 from __future__ import annotations
 
+import os
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -101,9 +102,15 @@ def begin(tpm: Tpm, kept: Kept, value: Secret | None = None) -> Secret:
 def finish(kept: Kept) -> None:
     """The TPM has the value that was begun.
 
+    Where root did it, the value belongs to the folder's owner: the user of the services that need it. That user could
+    exchange the file anyway.
+
     Raises:
-        StorageError: the file cannot be renamed.
+        StorageError: the file cannot be handed over or renamed.
     """
     with storage_errors(kept.path, "write"):
+        if os.geteuid() == 0:
+            folder = kept.path.parent.stat()
+            os.chown(kept.begun, folder.st_uid, folder.st_gid)
         kept.begun.replace(kept.path)
         sync_folder(kept.path.parent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tpm_mtls.errors import StorageRootKeyChangedError
 from tpm_mtls.tpm.hierarchies import EMPTY, Hierarchy
 from tpm_mtls.tpm.sealed_authorization import resolve
 from tpm_mtls_keygen.provision.kept import read_kept
@@ -79,7 +80,11 @@ def _wanted(tpm: Tpm, settings: Settings, given: Given, hierarchy: Hierarchy) ->
     if hierarchy not in settings.kept:
         return None
     kept = settings.kept[hierarchy]
-    return read_kept(tpm, kept, begun=True, lost=given.lost) or read_kept(tpm, kept, lost=given.lost)
+    try:
+        return read_kept(tpm, kept, begun=True, lost=given.lost) or read_kept(tpm, kept, lost=given.lost)
+    except StorageRootKeyChangedError as error:
+        error.hint = f"if this TPM was cleared, remove {kept.path}: it has no {hierarchy.value} authorization any more"
+        raise
 
 
 def _platform(tpm: Tpm, *, enabled: bool) -> Platform:

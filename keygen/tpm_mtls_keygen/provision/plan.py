@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from tpm_mtls.errors import AuthorizationError
+from tpm_mtls.errors import AuthorizationError, StateError
 from tpm_mtls.tpm.hierarchies import EMPTY, Hierarchy, HierarchyState, LockoutParameters
 from tpm_mtls_keygen.provision.settings import CERTIFIED
 
@@ -148,10 +148,12 @@ def make_plan(settings: Settings, observed: Observed, *, clear: bool = False) ->
     authorizations, so that whether a lockout authorization that was begun is in force is known before it is needed.
 
     Raises:
-        AuthorizationError: a hierarchy has a value that nobody gave.
+        AuthorizationError: a hierarchy has a value that is needed and that nobody gave.
+        StateError: the TPM does not let itself be cleared.
     """
     items: list[Item] = []
     if clear and observed.srk is not None:
+        _require_clearable(observed)
         name = observed.srk.hex()
         change = "clear it: every key in it, and what they sealed, is lost"
         items.append(Item("the whole TPM", f"storage root key {name}", change, Clear(observed.srk)))
@@ -162,12 +164,13 @@ def make_plan(settings: Settings, observed: Observed, *, clear: bool = False) ->
 
 def _plan(settings: Settings, observed: Observed, *, cleared: bool) -> Iterator[Item]:
     if observed.srk is None:
+        _require_known(Hierarchy.OWNER, observed)
         yield Item("storage root key", "none", "make it at 0x81000001", MakeStorageRoot())
     else:
         yield Item("storage root key", observed.srk.hex())
     for hierarchy in (Hierarchy.OWNER, Hierarchy.ENDORSEMENT, Hierarchy.LOCKOUT):
         if hierarchy in settings.kept:
-            yield _authorization(settings, hierarchy, observed.authorizations[hierarchy])
+            yield _authorization(settings, hierarchy, observed)
     yield from _endorsement_keys(settings, observed)
     yield from _lockout_parameters(settings, observed, cleared=cleared)
     if settings.disable_platform:
@@ -183,6 +186,8 @@ def _endorsement_keys(settings: Settings, observed: Observed) -> Iterator[Item]:
         if template in observed.endorsement_keys:
             yield Item(name, "persistent")
         else:
+            _require_known(Hierarchy.OWNER, observed)
+            _require_known(Hierarchy.ENDORSEMENT, observed)
             yield Item(name, "not persistent", "keep it in the TPM", KeepEndorsementKey(template))
 
 
@@ -197,7 +202,7 @@ def _lockout_parameters(settings: Settings, observed: Observed, *, cleared: bool
     elif now == wanted:
         yield Item(name, _words(now))
     else:
-        _require_known(Hierarchy.LOCKOUT, observed.authorizations[Hierarchy.LOCKOUT])
+        _require_known(Hierarchy.LOCKOUT, observed)
         yield Item(name, _words(now), f"set {_words(wanted)}", SetLockoutParameters())
 
 
@@ -210,13 +215,15 @@ def wanted_lockout(settings: Settings, now: LockoutParameters) -> LockoutParamet
     )
 
 
-def _authorization(settings: Settings, hierarchy: Hierarchy, found: Authorization) -> Item:
+def _authorization(settings: Settings, hierarchy: Hierarchy, observed: Observed) -> Item:
     name = f"{hierarchy.value} authorization"
-    _require_known(hierarchy, found)
+    _require_known(hierarchy, observed)
+    found = observed.authorizations[hierarchy]
     where = settings.kept[hierarchy]
     match found.standing:
         case Standing.KEPT:
-            return Item(name, f"set, kept in {where}")
+            untried = ", not tried" if hierarchy is Hierarchy.LOCKOUT else ""
+            return Item(name, f"set, kept in {where}{untried}")
         case Standing.BEGUN:
             change = f"finish what was begun: keep it in {where}"
         case Standing.GIVEN:
@@ -226,10 +233,21 @@ def _authorization(settings: Settings, hierarchy: Hierarchy, found: Authorizatio
     return Item(name, found.standing.value, change, SetAuthorization(hierarchy))
 
 
-def _require_known(hierarchy: Hierarchy, found: Authorization) -> None:
-    if found.standing is Standing.UNKNOWN:
+def _require_clearable(observed: Observed) -> None:
+    if observed.state.clear_disabled:
+        raise StateError(
+            "somebody forbade to clear this TPM (disableClear)",
+            hint="allow it with the lockout authorization: tpm2_clearcontrol -C l -P file:F c",
+        )
+    _require_known(Hierarchy.LOCKOUT, observed)
+
+
+def _require_known(hierarchy: Hierarchy, observed: Observed) -> None:
+    if observed.authorizations[hierarchy].standing is Standing.UNKNOWN:
+        # the lockout authorization is not tried: it is unknown only where there is none to try
+        known = "none is" if hierarchy is Hierarchy.LOCKOUT else "it is not one that is"
         raise AuthorizationError(
-            f"the {hierarchy.value} hierarchy has an authorization value, and it is not the one that is kept or given",
+            f"the {hierarchy.value} hierarchy has an authorization value, and {known} kept or given",
             hint=f"give the one that it has: --{hierarchy.value}-auth prompt, file:F, credential:NAME or sealed:F",
             rc=_BAD_AUTH,
         )

@@ -8,7 +8,7 @@
     keys = "certified"                    # the endorsement keys that stay in the TPM; or a list: ["L-1", "L-2"]
 
     [lockout]
-    authorization = "file:/etc/credstore/tpm-lockout"
+    authorization = "file:/var/lib/tpm-mtls/lockout"
     max_tries = 10                        # wrong values until the TPM locks itself
     recovery_time = "2h"                  # one of them is forgotten after
     lockout_recovery = "24h"              # a wrong lockout authorization blocks that one for
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -30,13 +31,13 @@ import msgspec
 from tpm_mtls.durations import parse_duration
 from tpm_mtls.errors import UsageError
 from tpm_mtls.files import read_capped
+from tpm_mtls.streams import read_input
 from tpm_mtls.structures import EkTemplate
 from tpm_mtls.tpm.hierarchies import Hierarchy
 from tpm_mtls_keygen.provision.kept import Kept, parse_kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 _LIMIT: Final = 64 * 1024
 _MOST_TRIES: Final = 10_000
@@ -93,12 +94,15 @@ class Settings:
 
 
 def load_settings(path: Path) -> Settings:
-    """What the file ``path`` wants.
+    """What the file ``path`` wants; ``-`` is standard input, where relative paths begin at the working folder.
 
     Raises:
         UsageError: it is no TOML, or says something else than above.
         StorageError, PemError: it cannot be read, or is oversized.
     """
+    if path == Path("-"):
+        data = read_input(None, limit=_LIMIT, what="hardening file", typed=False)
+        return parse_settings(data, "standard input", Path.cwd())
     return parse_settings(read_capped(path, limit=_LIMIT), str(path), path.absolute().parent)
 
 

@@ -11,10 +11,8 @@ from tpm_mtls_server.attestation.clock import ClockState
 from tpm_mtls_server.attestation.nonce import IssuedNonce
 from tpm_mtls_server.attestation.policy import Approve, Learn, Policy, Signed, Values
 from tpm_mtls_server.attestation.verifier import Facts, Judgement, verify
-from tpm_mtls_server.attestation.words import CHECKS
 
 __all__ = [
-    "CHECKS",
     "Approve",
     "AttestationTrust",
     "BootState",

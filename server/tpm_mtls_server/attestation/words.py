@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from tpm_mtls.event_log.components import PCR_COMPONENTS, Component
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-CHECKS: Final = {
-    1: "nonce",
-    2: "attestation key",
-    3: "signature",
-    4: "a TPM's quote",
-    5: "answers the nonce",
-    6: "PCR values",
-    7: "clock",
-    8: "logs",
-    9: "policy",
-}
-"""What each of the nine checks is about."""
 
 
 def named_pcrs(pcrs: Iterable[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tpm_mtls.attestation.messages import DeviceState
 from tpm_mtls.errors import UsageError
@@ -22,6 +22,7 @@ ALWAYS_OPEN: Final = frozenset({NONCE_PATH, ATTESTATION_PATH, HEALTH_PATH})
 """What every device may use whose certificate is good: the way out of every other state leads through these."""
 
 _ASK: Final = "let the device send a quote: tpm-mtls agent check"
+_OPERATOR: Final = "tpm-mtls server device"
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,20 @@ class Gate:
         return cls(chosen, lifetime)
 
 
-def closed(device: DeviceRow, path: str, *, gate: Gate, now: datetime) -> str | None:
-    """Why the device may not use ``path`` at ``now``, and what to do about it; none if it may."""
+class Closed(NamedTuple):
+    """Why a device may not use a path, and what to do about it."""
+
+    reason: str
+    hint: str
+
+
+def closed(device: DeviceRow, path: str, *, gate: Gate, now: datetime) -> Closed | None:
+    """Why the device may not use ``path`` at ``now``; none if it may."""
     if path in ALWAYS_OPEN:
         return None
     state = device.state(now)
     if state is DeviceState.QUARANTINED:
-        return f"the device is quarantined; an operator lets it in: tpm-mtls server device release {device.name}"
+        return Closed("the device is quarantined", f"an operator lets it in: {_OPERATOR} release {device.name}")
     if path not in gate.paths:
         return None
     if state is DeviceState.ATTESTED and (device.trusted_at is None or now >= device.trusted_at + gate.lifetime):
@@ -68,18 +76,20 @@ def closed(device: DeviceRow, path: str, *, gate: Gate, now: datetime) -> str | 
     return _reason(device, state)
 
 
-def _reason(device: DeviceRow, state: DeviceState) -> str | None:
+def _reason(device: DeviceRow, state: DeviceState) -> Closed | None:
     match state:
         case DeviceState.UNATTESTED:
-            return f"the device has not shown what it booted; {_ASK}"
+            return Closed("the device has not shown what it booted", _ASK)
         case DeviceState.OUTDATED:
-            return f"what the device booted was shown too long ago; {_ASK}"
+            return Closed("what the device booted was shown too long ago", _ASK)
         case DeviceState.PENDING:
-            return (
-                f"what the device booted waits for an operator's approval: tpm-mtls server device approve {device.name}"
+            return Closed(
+                "what the device booted waits for an operator's approval", f"{_OPERATOR} approve {device.name}"
             )
         case DeviceState.FAILING:
             check = device.verdict.check if device.verdict else None
-            return f"the device's last quote failed check {check}; see: tpm-mtls server device show {device.name}"
+            return Closed(
+                f"the device's last quote failed check {check}", f"an operator sees why: {_OPERATOR} show {device.name}"
+            )
         case _:
             return None

@@ -13,8 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tpm_mtls.attestation.health import decode_health
+from tpm_mtls.attestation.messages import CHECKS
 from tpm_mtls.errors import EvidenceError
-from tpm_mtls_server.attestation.words import CHECKS
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tpm_mtls.attestation.messages import DeviceState
-from tpm_mtls_server.attestation.words import CHECKS
+from tpm_mtls.attestation.messages import CHECKS, DeviceState
 from tpm_mtls_server.operators.cli_common import plain
 from tpm_mtls_server.operators.device_facts import health_report, instant
 from tpm_mtls_server.registry import Mode

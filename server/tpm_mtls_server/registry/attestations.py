@@ -35,7 +35,10 @@ QUOTES: Final = 20
 """Quotes kept of one device."""
 
 NOTED_EVERY: Final = timedelta(minutes=1)
-"""How often a change of one device's state goes into the audit log, at the most."""
+"""How often changes of one device's state go into the audit log in the long run, at the most."""
+
+NOTED_AT_ONCE: Final = 5
+"""How many of them may go there at once: that a device begins to fail is told even if it has just become attested."""
 
 _DIFFERENCES: Final = 64 * 1024
 """Characters kept of the differences of one quote."""
@@ -214,14 +217,21 @@ def _within(differences: tuple[str, ...]) -> list[str]:
 
 
 def _note_state(connection: Connection, device: DeviceRow, findings: Findings, now: datetime) -> None:
-    """The audit log tells each change of a device's state, but not faster than so often."""
+    """The audit log tells each change of a device's state, but a device that changes all the time does not fill it.
+
+    ``noted_at`` is when the changes noted before are forgotten: each counts for `NOTED_EVERY`, one after the other.
+    """
     table = schema.devices
     row = connection.execute(table.select().where(table.c.name == device.name)).one()
     state = device.state(now)
     if row.noted_state == state.value or state is DeviceState.QUARANTINED:
         return
-    if row.noted_at is not None and abs(seconds(now) - row.noted_at) < NOTED_EVERY.total_seconds():
+    every = int(NOTED_EVERY.total_seconds())
+    counting = (row.noted_at or 0) - seconds(now)
+    if not 0 < counting <= NOTED_AT_ONCE * every:  # long ago; or the clock was set back since
+        counting = 0
+    if counting > (NOTED_AT_ONCE - 1) * every:
         return
-    values = {"noted_state": state.value, "noted_at": seconds(now)}
+    values = {"noted_state": state.value, "noted_at": seconds(now) + counting + every}
     connection.execute(table.update().where(table.c.name == device.name).values(values))
     audit.append(connection, state.value, device.name, now=now, check=findings.check, reason=findings.reason[:500])

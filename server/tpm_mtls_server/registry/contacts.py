@@ -69,9 +69,8 @@ def _judge(device: DeviceRow, peer: DevicePeer) -> CredentialError | None:
             hint="use the identity in its TPM; a machine without one gets another name",
         )
     return CredentialError(  # 2
-        f"the certificate names another TPM than the device had; an operator may accept it: "
-        f"tpm-mtls server device release {device.name}",
-        hint="was its mainboard replaced?",
+        "the certificate names another TPM than the device had",
+        hint=f"was its board replaced? an operator may accept it: tpm-mtls server device release {device.name}",
     )
 
 

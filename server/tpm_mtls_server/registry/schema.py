@@ -83,7 +83,7 @@ devices: Final = Table(
     Column("trusted_until", BigInteger),
     Column("clock", Text),  # JSON: attestation key and clock of the last genuine quote
     Column("noted_state", String(32)),  # the state that the audit log tells
-    Column("noted_at", BigInteger),
+    Column("noted_at", BigInteger),  # when the changes that it told are forgotten (`attestations.NOTED_EVERY`)
     Column("health_at", BigInteger),
     Column("health", Text),  # JSON: the last report
 )

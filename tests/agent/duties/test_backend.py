@@ -90,6 +90,13 @@ def test_an_error_answer_is_told_with_what_it_says(status: int, body: bytes, sai
     assert refusal.value.hint
 
 
+def test_the_backend_s_own_advice_is_the_hint() -> None:
+    body = b'{"error": "another TPM", "hint": "ask\\nBob"}'
+    with pytest.raises(RequestRefusedError, match=r"another TPM$") as refusal:
+        asyncio.run(Answering(body, 403).backend().challenge())
+    assert refusal.value.hint == "ask?Bob"
+
+
 @pytest.mark.parametrize(
     ("url", "expected"),
     [

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import shutil
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -141,6 +142,21 @@ def test_a_round_reports_and_attests(device: Device, network: Network, lines: py
     assert record.backend is not None
     assert not record.backend.error
     assert lines.messages == ["the backend trusts what was booted (attested)"]
+
+
+def test_when_a_round_is_over_is_shown_with_when_it_began(device: Device, network: Network) -> None:
+    settings = settings_of(device)
+    times = [time.monotonic()]
+
+    def ask_later(duties: Duties) -> bool:
+        network.gone = True
+        times.append(time.monotonic())
+        return ask(duties)
+
+    over = shown(settings, lambda record: (record.round_began or 0) >= times[-1])
+    record = work_until(settings, over, ask_later, over)
+    assert record.backend is not None
+    assert record.backend.error == "nobody answers", "what failed is over, too"
 
 
 def test_the_backend_may_ask_for_a_quote(device: Device, network: Network) -> None:

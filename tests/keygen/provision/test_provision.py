@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.hardening import LOCKOUT, OWNER, Hardening
+from support.hardening import ALL, LOCKOUT, OWNER, Hardening
 from support.power_cut import DIES_AT_FILE_CHANGE, TpmTap
 from tpm_mtls.cli import run
 from tpm_mtls_keygen.provision.apply import JOURNAL
@@ -79,11 +80,15 @@ def test_a_persons_answer_is_a_table(provision: Hardening, capsys: pytest.Captur
 
 
 def test_a_value_that_lies_there_already_is_the_one(tpm: SimulatedTpm, provision: Hardening) -> None:
+    """And root leaves it to the user whose folder it is, as whom services run."""
     (provision.folder / "state").mkdir()
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    os.chown(provision.folder / "state", owner, -1)
     provision.secret("state/owner", "own choice")
     provision.write(OWNER_ONLY)
     provision("apply")
     assert accepted(tpm, "own choice")
+    assert (provision.folder / "state" / "owner").stat().st_uid == owner
     provision.assert_done()
 
 
@@ -122,7 +127,12 @@ def test_a_wrong_lockout_authorization_is_tried_once(tpm: SimulatedTpm, provisio
     provision.write(LOCKOUT_ONLY)
     provision("apply", "--lockout-auth", provision.secret("wrong", "wrong"), status=4)
     assert "change the lockout authorization" in provision.errors
+    assert "blocks it for LOCKOUT_RECOVERY seconds" in provision.errors
     assert list((provision.folder / "state").iterdir()) == []  # what was begun is not what the TPM has
+
+    provision("apply", "--lockout-auth", provision.secret("before", "before"), status=4)
+    assert "a wrong lockout authorization was tried, which blocks that one (TPM_RC_LOCKOUT" in provision.errors
+    assert "--clear-lockout" not in provision.errors  # it would need that value, too
 
 
 def test_a_begun_lockout_authorization_is_tried_before_it_counts(tpm: SimulatedTpm, provision: Hardening) -> None:
@@ -172,6 +182,7 @@ def test_what_another_tpm_sealed_is_not_overwritten(
     other = Hardening(make_tpm(), provision.folder, capsys)
     other("apply", status=10)
     assert "storage root key is not" in other.errors
+    assert f"if this TPM was cleared, remove {provision.folder}/state/owner.sealed" in other.errors
     assert (provision.folder / "state" / "owner.sealed").read_bytes() == before
 
 
@@ -198,6 +209,10 @@ def test_it_clears_only_the_tpm_that_is_named(tpm: SimulatedTpm, provision: Hard
     provision("apply", name, "000b" + 32 * "00", status=10)
     assert f"storage root key is {srk}, not" in provision.errors
     provision("apply", name, "yes", status=2)
+    provision.write("")  # who does not say where the lockout authorization is
+    provision("apply", name, srk, status=4)
+    assert "lockout hierarchy has an authorization value, and none is kept or given" in provision.errors
+    provision.write(ALL)  # it was not tried without: that would block it
     assert provision("plan", name, srk)["the whole TPM"]
     assert provision.srk_name() == srk
 
@@ -209,6 +224,11 @@ def test_it_clears_only_the_tpm_that_is_named(tpm: SimulatedTpm, provision: Hard
     provision("apply", name, srk, status=10)
     assert not (provision.folder / "state" / JOURNAL).exists()
     assert tpm.handles("persistent") == ["0x81000001", "0x81010002"]
+
+    provision.secret("state/lockout", "wrong")
+    provision("apply", name, provision.srk_name(), status=4)
+    assert "cannot clear the TPM: wrong authorization value" in provision.errors
+    assert not (provision.folder / "state" / JOURNAL).exists()
 
 
 def test_a_damaged_journal_is_named(provision: Hardening) -> None:
@@ -276,11 +296,17 @@ def test_killed_at_a_change_of_the_tpm_it_finishes(
     ]
 
 
+def unmeasured() -> dict[str, str]:
+    """The environment of a program that coverage does not measure: who is killed writes none down."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+
+
 def kill(provision: Hardening, tap: TpmTap, at: int, *options: str, answered: bool) -> None:
     """Runs the program, and kills it at its command number ``at``."""
     before, provision.tcti = provision.tcti, tap.tcti
     process = subprocess.Popen(
         [sys.executable, "-m", "tpm_mtls", *provision.command("apply", *options)],
+        env=unmeasured(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -302,7 +328,7 @@ def free(tpm: SimulatedTpm) -> None:
 def test_killed_before_any_change_of_a_file_it_finishes(tpm: SimulatedTpm, provision: Hardening, at: int) -> None:
     """The folder, and each value as it takes its place."""
     command = [sys.executable, "-c", DIES_AT_FILE_CHANGE, str(provision.folder), str(at), *provision.command("apply")]
-    done = subprocess.run(command, check=False, capture_output=True, timeout=30)
+    done = subprocess.run(command, check=False, capture_output=True, timeout=30, env=unmeasured())
     assert done.returncode == -signal.SIGKILL, done.stderr
     free(tpm)
     provision("apply")
@@ -328,7 +354,7 @@ def test_killed_at_the_clear_it_finishes(tpm: SimulatedTpm, provision: Hardening
 def test_two_at_once_take_turns(provision: Hardening) -> None:
     """The second one waits for the first, sees what it did and changes nothing: no value is set twice."""
     command = [sys.executable, "-m", "tpm_mtls", *provision.command("apply"), "--json"]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=unmeasured()) for _ in range(2)]
     answers = [json.loads(process.communicate(timeout=30)[0]) for process in both]
     assert sorted(answer["changes"] for answer in answers) == [0, 7]
     provision.assert_done()

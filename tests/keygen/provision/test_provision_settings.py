@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from support.hardening import ALL
 from tpm_mtls.authorization import Secret
-from tpm_mtls.errors import AuthorizationError, StorageError, UsageError
+from tpm_mtls.errors import AuthorizationError, StateError, StorageError, UsageError
 from tpm_mtls.structures import EkTemplate
 from tpm_mtls.tpm.hierarchies import Hierarchy, HierarchyState, LockoutParameters
 from tpm_mtls_keygen.provision.kept import Kept
@@ -68,7 +70,7 @@ def test_a_file_says_everything() -> None:
 
 def test_an_empty_file_wants_only_the_storage_root_key() -> None:
     assert parsed("") == Settings()
-    assert changed("", observed(Standing.UNKNOWN, srk=None)) == ["storage root key"]
+    assert changed("", observed(srk=None)) == ["storage root key"]
     assert changed("", observed(Standing.UNKNOWN, platform=Platform.OPEN)) == []
 
 
@@ -106,6 +108,14 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         load_settings(tmp_path / "other.toml")
 
 
+def test_it_may_come_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"[owner]\nauthorization = 'file:owner'\n")))
+    assert load_settings(Path("-")).kept[Hierarchy.OWNER].path == Path.cwd() / "owner"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"[ower]")))
+    with pytest.raises(UsageError, match="standard input is no hardening file"):
+        load_settings(Path("-"))
+
+
 def test_the_storage_root_key_comes_first_and_the_platform_last() -> None:
     found = observed(Standing.NONE, srk=None, platform=Platform.OPEN)
     assert changed(ALL, found) == [
@@ -138,9 +148,26 @@ def test_a_value_that_nobody_knows_is_asked_for(hierarchy: str) -> None:
     with pytest.raises(AuthorizationError, match=f"the {hierarchy} hierarchy has an authorization") as refused:
         changed(f"[{hierarchy}]\nauthorization = 'file:/o'", observed(Standing.UNKNOWN))
     assert f"--{hierarchy}-auth" in refused.value.hint
-    with pytest.raises(AuthorizationError, match="the lockout hierarchy"):
-        changed("[lockout]\nmax_tries = 5", observed(Standing.UNKNOWN))
-    assert changed("[lockout]\nmax_tries = 3", observed(Standing.UNKNOWN)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "hierarchy"),
+    [
+        ("", observed(Standing.UNKNOWN, srk=None), "owner"),
+        ("[endorsement]\nkeys = ['L-2']", observed(Standing.UNKNOWN), "owner"),
+        ("[lockout]\nmax_tries = 5", observed(Standing.UNKNOWN), "lockout"),
+    ],
+)
+def test_a_value_that_a_change_needs_is_asked_for_before_it_is_begun(
+    text: str, found: Observed, hierarchy: str
+) -> None:
+    with pytest.raises(AuthorizationError, match=f"the {hierarchy} hierarchy"):
+        changed(text, found)
+
+
+def test_values_that_no_change_needs_may_be_unknown() -> None:
+    text = "[endorsement]\nkeys = ['L-2']\n[lockout]\nmax_tries = 3"
+    assert changed(text, observed(Standing.UNKNOWN, persisted=frozenset({EkTemplate.ECC_P256}))) == []
 
 
 def test_lockout_parameters_that_are_not_named_stay() -> None:
@@ -173,6 +200,16 @@ def test_a_clear_comes_before_everything_and_undoes_it() -> None:
         "endorsement key L-2 (ecc-p256)",
         "lockout parameters",
     ]
+
+
+def test_a_tpm_that_cannot_be_cleared_is_not_asked_to() -> None:
+    """A wrong lockout authorization, such as an empty one, would block the right one for a day."""
+    with pytest.raises(AuthorizationError, match="lockout hierarchy has an authorization value, and none is kept"):
+        make_plan(parsed(""), observed(Standing.UNKNOWN), clear=True)
+    found = observed()
+    forbidden = replace(found, state=replace(found.state, clear_disabled=True))
+    with pytest.raises(StateError, match="forbade to clear"):
+        make_plan(parsed(""), forbidden, clear=True)
 
 
 def test_values_are_in_no_repr() -> None:

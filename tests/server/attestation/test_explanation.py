@@ -8,11 +8,12 @@ import pytest
 
 from support.event_logs import agile_log, changed, entry, program_data, recorded, to_bytes, values_of, with_digest_of
 from support.judgements import NOW
+from tpm_mtls.attestation.messages import CHECKS
 from tpm_mtls.event_log import EventLog, EventType
 from tpm_mtls_server.attestation import BootState, Learn
 from tpm_mtls_server.attestation.explanation import LINES_LIMIT, components, explain_differences, lines
 from tpm_mtls_server.attestation.policy import judge_policy
-from tpm_mtls_server.attestation.words import CHECKS, listed, named_pcrs
+from tpm_mtls_server.attestation.words import listed, named_pcrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

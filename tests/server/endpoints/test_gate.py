@@ -65,7 +65,7 @@ def everything(client: HttpsClient) -> dict[str, int]:
 
 
 def unattested(_: World) -> str:
-    return "has not shown what it booted; let the device send a quote: tpm-mtls agent check"
+    return "the device has not shown what it booted; let the device send a quote: tpm-mtls agent check"
 
 
 def attested(world: World) -> None:
@@ -77,19 +77,19 @@ def failing(world: World) -> str:
     attested(world)
     world.sensor.values = changed_pcr(world.sensor.values, 7)
     assert world.sensor.attest(world.client).body["state"] == "failing"
-    return "last quote failed check 9; see: tpm-mtls server device show sensor-17"
+    return "the device's last quote failed check 9; an operator sees why: tpm-mtls server device show sensor-17"
 
 
 def pending(world: World) -> str:
     world.registry.groups.define("default", mode=Mode.APPROVE, by=BY, now=now())
     assert world.sensor.attest(world.client).body["state"] == "pending"
-    return "waits for an operator's approval: tpm-mtls server device approve sensor-17"
+    return "what the device booted waits for an operator's approval; tpm-mtls server device approve sensor-17"
 
 
 def outdated(world: World) -> str:
     attested(world)
     world.clock.offset = timedelta(hours=1, minutes=1)
-    return "was shown too long ago; let the device send a quote"
+    return "what the device booted was shown too long ago; let the device send a quote: tpm-mtls agent check"
 
 
 class World:
@@ -125,7 +125,7 @@ def test_another_device_is_told_what_to_do_and_may_still_attest_and_report(
     assert everything(world.client) == USUAL | dict.fromkeys(GATED, 403)
     for path in GATED:
         answer = ask(world.client, path)
-        assert reason in answer.body["error"]
+        assert reason == f"{answer.body['error']}; {answer.body['hint']}"
         assert answer.headers.get("Connection") != "close"
 
 
@@ -137,9 +137,10 @@ def test_a_quarantined_device_may_only_attest_and_report(world: World, become: C
     open_to_it = {"/health": 200, "/attestation/nonce": 200, "/attestation": 400}
     assert everything(world.client) == dict.fromkeys(REQUESTS, 403) | open_to_it
     answer = ask(world.client, "/whoami")
-    assert answer.body["error"] == (
-        "the device is quarantined; an operator lets it in: tpm-mtls server device release sensor-17"
-    )
+    assert answer.body == {
+        "error": "the device is quarantined",
+        "hint": "an operator lets it in: tpm-mtls server device release sensor-17",
+    }
     assert world.sensor.attest(world.client).body["state"] == "quarantined"
     assert ask(world.client, "/telemetry").status == 403, "a good quote does not end a quarantine"
     world.registry.release("sensor-17", by=BY, now=now())
@@ -224,7 +225,8 @@ def test_another_tpm_is_another_machine_until_an_operator_releases_it(
     for path in REQUESTS:
         answer = ask(connect(backend.port, other.identity), path)
         assert answer.status == 403
-        assert "tpm-mtls server device release sensor-17" in answer.body["error"]
+        assert "names another TPM" in answer.body["error"]
+        assert answer.body["hint"].endswith("an operator may accept it: tpm-mtls server device release sensor-17")
     device = world.registry.release("sensor-17", by=BY, now=now())
     assert (device.tpm, device.verdict, device.trusted_at) == (str(OTHER_TPM), None, None)
     replaced = connect(backend.port, other.identity)

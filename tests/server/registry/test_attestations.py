@@ -17,7 +17,7 @@ from tpm_mtls.errors import CredentialError
 from tpm_mtls_server.database import Database
 from tpm_mtls_server.peer import DevicePeer
 from tpm_mtls_server.registry import Registry
-from tpm_mtls_server.registry.attestations import NONCES, Attestations, wants_quote
+from tpm_mtls_server.registry.attestations import NONCES, NOTED_AT_ONCE, NOTED_EVERY, Attestations, wants_quote
 from tpm_mtls_server.registry.background import Findings, Seen, Shown
 from tpm_mtls_server.registry.contacts import Contacts
 
@@ -199,6 +199,38 @@ def test_long_differences_are_cut(attestations: Attestations, registry: Registry
     record(attestations, replace(BAD, differences=("x" * 2000,) * 100))
     (quote,) = registry.quotes("a")
     assert len(quote.differences) == 32
+
+
+# what the audit log tells of it
+
+
+def changes(registry: Registry) -> list[str]:
+    """The changes of a's state in the audit log, the oldest first."""
+    states = {each.value for each in DeviceState}
+    return [row.event for row in reversed(registry.audit("a")) if row.event in states]
+
+
+def test_that_a_device_begins_to_fail_is_told_even_if_it_has_just_become_attested(
+    attestations: Attestations, registry: Registry
+) -> None:
+    for seconds, findings in enumerate((GOOD, BAD, BAD, GOOD)):
+        record(attestations, findings, now=NOW + timedelta(seconds=seconds))
+    assert changes(registry) == ["attested", "failing", "attested"]
+
+
+def test_a_device_that_changes_all_the_time_does_not_fill_the_audit_log(
+    attestations: Attestations, registry: Registry
+) -> None:
+    def flap(start: datetime) -> int:
+        before = len(changes(registry))
+        for number in range(2 * NOTED_AT_ONCE):
+            record(attestations, (GOOD, BAD)[number % 2], now=start + timedelta(seconds=number))
+        return len(changes(registry)) - before
+
+    assert flap(NOW) == NOTED_AT_ONCE
+    assert flap(NOW + NOTED_EVERY) == 1
+    assert flap(NOW + DAY) == NOTED_AT_ONCE
+    assert flap(NOW) == NOTED_AT_ONCE, "the clock was set back"
 
 
 # whether a quote is wanted
