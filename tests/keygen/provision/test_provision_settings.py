@@ -85,6 +85,7 @@ def test_an_empty_file_wants_only_the_storage_root_key() -> None:
         ("[owner]\nauthorization = 'hunter2'", "neither sealed nor in a file"),
         ("[owner]\nauthorization = 'file:'", "neither sealed nor in a file"),
         ("[owner]\nauthorization='file:a'\n[lockout]\nauthorization='sealed:a'", "two authorization values in one"),
+        ("[owner]\nauthorization='file:a'\n[lockout]\nauthorization='file:a.new'", "two authorization values in one"),
         ("[endorsement]\nkeys = ['L-9']", "no endorsement key 'L-9'"),
         ("[endorsement]\nkeys = 'all'", "no hardening file"),
         ("[lockout]\nmax_tries = 0", "max_tries is 0"),
