@@ -209,8 +209,9 @@ def test_a_tpm_that_cannot_be_cleared_is_not_asked_to() -> None:
         make_plan(parsed(""), observed(Standing.UNKNOWN), clear=True)
     found = observed()
     forbidden = replace(found, state=replace(found.state, clear_disabled=True))
-    with pytest.raises(StateError, match="forbade to clear"):
+    with pytest.raises(StateError, match="forbade to clear") as refused:
         make_plan(parsed(""), forbidden, clear=True)
+    assert "tpm2_clearcontrol -C p c" in refused.value.hint
 
 
 def test_values_are_in_no_repr() -> None:
