@@ -129,7 +129,9 @@ def test_a_servers_answer_is_judged(answer: PeerReport, level: str, text: str) -
 
 
 def test_a_ca_that_nobody_asked_for_may_be_away_but_not_be_another() -> None:
-    assert judge_peer(PeerReport(peer=UNASKED, error=error("PeerUnreachableError"))).level == "warning"
+    away = judge_peer(PeerReport(peer=UNASKED, error=error("PeerUnreachableError")))
+    assert away.level == "warning"
+    assert "when the certificate is renewed" in away.remedy
     assert judge_peer(PeerReport(peer=UNASKED, error=error("PeerUntrustedError"))).level == "problem"
 
 
