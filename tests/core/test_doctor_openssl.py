@@ -150,6 +150,14 @@ def test_a_device_key_signs_and_servers_are_reached(tpm: SimulatedTpm, tmp_path:
     assert found.peers[2].error.kind == "PeerUnreachableError"
 
 
+def test_a_refusal_is_told_in_the_servers_own_words_on_one_line(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    patient = Patient(tpm, tmp_path)
+    refusal = http(403, json.dumps({"error": "certificate\nrevoked"}).encode())
+    with HttpsServer(patient.server_context(), fixed(refusal)) as server:
+        found = try_openssl(job(patient, peers=(backend_peer(server.url()),)))
+    assert [(each.status, each.reason) for each in found.peers] == [(403, "certificate revoked")]
+
+
 def test_a_key_that_is_gone_does_not_sign(tpm: SimulatedTpm, tmp_path: Path) -> None:
     patient = Patient(tpm, tmp_path)
     tpm.tool("tpm2_evictcontrol", "-C", "o", "-c", f"{HANDLE:#x}")
