@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from tpm_mtls.errors import UsageError
+from tpm_mtls.errors import StorageError, UsageError
 from tpm_mtls.files import read_capped
 
 if TYPE_CHECKING:
@@ -59,8 +59,12 @@ def load_configuration(environment: Mapping[str, str] = os.environ, *, default: 
     """
     named = environment.get(FILE_VARIABLE)
     path = Path(named) if named else default
-    if not named and not path.exists():
-        return Configuration()
+    if not path.exists():
+        if not named:
+            return Configuration()
+        raise StorageError(
+            f"${FILE_VARIABLE} names {path}, which is not there", hint=f"unset {FILE_VARIABLE}", path=str(path)
+        )
     return parse_configuration(read_capped(path, limit=_LIMIT), path)
 
 

@@ -38,7 +38,7 @@ def test_the_default_file_need_not_be_there_but_counts_when_it_is(tmp_path: Path
 
 
 def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="no such file or directory"):
+    with pytest.raises(StorageError, match=r"\$TPM_MTLS_CONFIG names .*missing.toml, which is not there"):
         load_configuration({"TPM_MTLS_CONFIG": str(tmp_path / "missing.toml")})
     (tmp_path / "large.toml").write_bytes(b"#" * 70_000)
     with pytest.raises(PemError, match="larger than"):

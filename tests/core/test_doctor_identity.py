@@ -98,9 +98,11 @@ def test_each_fault_is_named(changes: dict[str, Any], level: str, check: str, te
 
 def test_a_lost_certificate_can_be_brought_back() -> None:
     (found,) = unwell(judge_identity(report(certificate_error=ERROR, begins=None), NOW))
-    assert "rm -f /state/device.cert.pem; tpm-mtls keygen restore --state-dir /state;" in found.remedy
-    (found,) = unwell(judge_identity(report(certificate_error=ERROR, begins=None, folder=str(DEFAULT_FOLDER)), NOW))
-    assert "tpm-mtls keygen restore; or" in found.remedy
+    assert found.remedy.startswith("move device.cert.pem away; then get it back")
+    assert "tpm-mtls keygen restore --state-dir /state;" in found.remedy
+    lost = msgspec.structs.replace(ERROR, kind="StorageError")
+    (found,) = unwell(judge_identity(report(certificate_error=lost, begins=None, folder=str(DEFAULT_FOLDER)), NOW))
+    assert found.remedy.startswith("get it back from the TPM's copy: tpm-mtls keygen restore; or")
 
 
 def test_an_interrupted_enrollment_is_told_from_none() -> None:

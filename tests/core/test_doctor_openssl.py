@@ -129,7 +129,9 @@ def test_a_servers_answer_is_judged(answer: PeerReport, level: str, text: str) -
 
 
 def test_a_ca_that_nobody_asked_for_may_be_away_but_not_be_another() -> None:
-    assert judge_peer(PeerReport(peer=UNASKED, error=error("PeerUnreachableError"))).level == "warning"
+    away = judge_peer(PeerReport(peer=UNASKED, error=error("PeerUnreachableError")))
+    assert away.level == "warning"
+    assert "when the certificate is renewed" in away.remedy
     assert judge_peer(PeerReport(peer=UNASKED, error=error("PeerUntrustedError"))).level == "problem"
 
 
@@ -146,6 +148,14 @@ def test_a_device_key_signs_and_servers_are_reached(tpm: SimulatedTpm, tmp_path:
     assert [each.device for each in server.requests] == [None, "sensor-17"]
     assert found.peers[2].error is not None
     assert found.peers[2].error.kind == "PeerUnreachableError"
+
+
+def test_a_refusal_is_told_in_the_servers_own_words_on_one_line(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    patient = Patient(tpm, tmp_path)
+    refusal = http(403, json.dumps({"error": "certificate\nrevoked"}).encode())
+    with HttpsServer(patient.server_context(), fixed(refusal)) as server:
+        found = try_openssl(job(patient, peers=(backend_peer(server.url()),)))
+    assert [(each.status, each.reason) for each in found.peers] == [(403, "certificate revoked")]
 
 
 def test_a_key_that_is_gone_does_not_sign(tpm: SimulatedTpm, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tpm_mtls.authorization import Secret
 from tpm_mtls.doctor.findings import Failed
 from tpm_mtls.doctor.tpm_report import Seen, TpmJob, TpmReport, ask_tpm
 from tpm_mtls.doctor.tpm_rules import judge_tpm
-from tpm_mtls.identity import IdentityRecord
+from tpm_mtls.identity import KEY, IdentityRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -228,6 +228,13 @@ def test_a_key_with_an_authorization_value_is_recognised(
 ) -> None:
     device = Device(tpm, tmp_path, persistent=persistent, authorization=Secret(b"value"))
     assert ask_tpm(TpmJob(tcti=tpm.tcti, folder=str(device.folder), record=device.record)).key_is_protected
+
+
+def test_a_key_file_that_is_gone_is_no_fault_of_the_tpms(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    device = Device(tpm, tmp_path, persistent=False)
+    (device.folder / KEY).unlink()
+    found = ask_tpm(TpmJob(tcti=tpm.tcti, folder=str(device.folder), record=device.record))
+    assert (found.error, found.key_is_protected) == (None, False)
 
 
 def test_a_handle_without_a_key_has_no_authorization_value(tpm: SimulatedTpm, tmp_path: Path) -> None:

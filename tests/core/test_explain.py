@@ -43,6 +43,11 @@ if TYPE_CHECKING:
         ("ERROR: Esys_Load(0x1DF) - tpm:parameter(1):integrity check failed", [0x1DF]),
         ("40B7:error:4000000B:tpm2::cannot load key::-1:479 tpm:parameter(1):integrity check failed", [0x1DF]),
         ("655370 tcti:IO failure", [0xA000A]),
+        ("tcti:IO failure", [0xA000A]),
+        ("Failed to unseal HMAC key in TPM: tpm:parameter(1):integrity check failed", [0x1DF]),
+        ("TSS2_Exception: tpm:session(1):a policy check failed", [0x99D]),
+        ("Failed to load: tpm:warn(2.0): out of memory for object contexts", [0x902]),
+        ("921", [0x921]),  # 921 itself is no code
         ('{"error": "…", "rc": 2461}', [0x99D]),
         ("rc=2461", [0x99D]),
         ("tpm-mtls: error: cannot sign: … (TPM_RC_POLICY_FAIL, session 1, 0x99d)", [0x99D]),
@@ -62,6 +67,10 @@ def test_codes_are_found(text: str, codes: list[int]) -> None:
         ("the handle 0x81000001 and 0x1bf, after 0x501", "no response code in that", "as a line of a log"),
         ("error code 99999999999999", "no response code in that", "--help"),
         ("rc=9999999999", "no response code in that", "--help"),
+        ("tpm:handle(1):no such words", "no response code in that", "tpm-mtls doctor"),
+        ("tpm_crb MSFT0101:00: probe failed with error -16", "the kernel's own error EBUSY: device or", "dmesg"),
+        ("tpm tpm0: tpm_transmit: error -999", "the kernel's own error unknown", "dmesg"),
+        ("an error -16", "no response code in that", "tpm-mtls doctor"),
         ("TPM_RC_NONSENSE is no code", "no response code in that", "by its name"),
         ("POLICY_FIAL", "no response code is called POLICY_FIAL", "did you mean TPM_RC_POLICY_FAIL"),
         ("0x9g2", "no response code is called 0x9g2", "0x9a2"),
@@ -91,12 +100,13 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 def test_a_number_that_may_be_hexadecimal_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert other_reading("902") == 0x902
+    assert other_reading("910") == 0x910  # 910 is 0x38e
+    assert other_reading("902") is None  # 902 is no code, and so was read as 0x902
     assert other_reading("2466") is None  # 0x2466 is no code
     assert other_reading("0x902") is None
     assert other_reading("123456789") is None
-    assert run(["explain", "902"]) == 0
-    assert "as a hexadecimal one: tpm-mtls explain 0x902" in capsys.readouterr().out
+    assert run(["explain", "910"]) == 0
+    assert "as a hexadecimal one: tpm-mtls explain 0x910" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

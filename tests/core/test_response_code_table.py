@@ -9,6 +9,8 @@ import subprocess
 import pytest
 from tpm2_pytss.constants import TPM2_RC, TSS2_RC
 
+from tpm_mtls.explain.libtss2_words import FORMAT_ONE, FORMAT_ZERO, STACK
+from tpm_mtls.explain.reading import read_codes
 from tpm_mtls.response_codes import all_names, describe, explain, named
 from tpm_mtls.response_codes.stack import DEFINED, SPECIAL, SPECIAL_NAMES
 from tpm_mtls_relay import errors as relay
@@ -47,6 +49,14 @@ def test_every_code_of_the_tpm_library_is_in_the_table() -> None:
         assert explain(code).name == f"TPM_RC_{name}"
         assert explain(code).is_named
         assert named(f"TPM2_RC_{name}") == named(f"TPM_RC_{name}") == named(name.lower()) == (code,)
+
+
+def test_libtss2s_words_lead_back_to_its_code() -> None:
+    layers = [number << 16 | base for number in (6, 7, 8, 9, 10) for base in STACK]
+    codes = [*(0x1C0 | number for number in FORMAT_ONE), *FORMAT_ZERO, *layers]
+    codes += [about | number for number in FORMAT_ONE for about in (0x180, 0x980, 0xF80, 0x7C0)]
+    for code in codes:
+        assert read_codes(f"a program failed: {libtss2_says(code)}") == (code,)
 
 
 def test_every_code_of_the_software_stack_is_in_the_table() -> None:

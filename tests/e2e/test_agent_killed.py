@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-KILLS = int(os.environ.get("TPM_MTLS_POWER_CUTS", "20"))
+KILLS = int(os.environ.get("TPM_MTLS_POWER_CUTS", "12"))
 SEED = int(os.environ.get("TPM_MTLS_SEED", "1"))
 PROGRAMS = 6
 LONGEST = 0.3  # seconds of load

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-POWER_CUTS = int(os.environ.get("TPM_MTLS_POWER_CUTS", "15"))
+POWER_CUTS = int(os.environ.get("TPM_MTLS_POWER_CUTS", "10"))
 """How many random moments first boot is killed at; a number of 5s."""
 
 _AT_A_TIME = 5

@@ -9,38 +9,26 @@ import re
 import shutil
 import stat
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from support.installed import ROOT, Installed, once
+from support.installed import Installed, debian_package, once
 from support.tpm import SimulatedTpm  # noqa: TC001 - pytest reads a fixture's annotation
 from support.units import UNITS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg"),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: dpkg gives files to users"),
 ]
 
-_DATE = "1700000000"
-
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    (built,) = once(tmp_path_factory, "package", _build).glob("*.deb")
-    return built
-
-
-def _build(folder: Path) -> None:
-    build(folder)
-
-
-def build(folder: Path) -> Path:
-    environment = os.environ | {"COMPRESSION": "none", "SOURCE_DATE_EPOCH": _DATE}
-    command = [ROOT / "packaging" / "debian" / "build.sh", folder]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
+    return debian_package(tmp_path_factory)
 
 
 def field(package: Path, name: str) -> str:
@@ -106,10 +94,6 @@ def test_the_package_says_what_it_needs(package: Path) -> None:
     for name in ("libc6", "libtss2-esys", "libtss2-tcti-device", "libtss2-tcti-cmd", "openssl", "systemd"):
         assert name in depends
     assert field(package, "Architecture") != "all"
-
-
-def test_the_same_tree_makes_the_same_package(package: Path, tmp_path: Path) -> None:
-    assert build(tmp_path).read_bytes() == package.read_bytes()
 
 
 def test_dpkg_has_installed_it(root: Root) -> None:

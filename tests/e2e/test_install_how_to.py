@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.how_to import HowTo
-from support.installed import ROOT
+from support.installed import REPRODUCIBLE, ROOT, debian_package
 from support.units import FOLDER, UNITS, command, setting, settings
 from tpm_mtls.certificates import load_certificates
 
@@ -42,18 +42,21 @@ def page(tpm: SimulatedTpm, tmp_path: Path) -> HowTo:
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg")
-def test_a_debian_package(page: HowTo) -> None:
+def test_a_debian_package_is_the_same_each_time(page: HowTo, tmp_path_factory: pytest.TempPathFactory) -> None:
     (block,) = page.blocks("A Debian package")
-    done = page.run(block, COMPRESSION="none", SOURCE_DATE_EPOCH="1700000000")
+    done = page.run(block, **REPRODUCIBLE)
     assert "Package: tpm-mtls" in done.stdout
+    (built,) = page.folder.glob("dist/*.deb")
+    assert built.read_bytes() == debian_package(tmp_path_factory).read_bytes()
 
 
 def test_a_wheel(page: HowTo) -> None:
-    """The requirements come from this environment: pip would fetch them."""
+    """The requirements come from this environment, and so does pip, which would fetch them."""
     (block,) = page.blocks("A wheel")
     vendoring = f"python {ROOT}/scripts/vendor.py dist/*.whl app/lib/python3*/site-packages"
-    block = block.replace("app/bin/pip", f"{vendoring}\napp/bin/pip").replace("install dist", "install --no-index dist")
-    assert "tpm-mtls, version" in page.run(block).stdout
+    block = block.replace("app/bin/pip", f"{vendoring}\npython -m pip --python app/bin/python")
+    block = block.replace("install dist", "install --no-index dist").replace("-m venv", "-m venv --without-pip")
+    assert "tpm-mtls, version" in page.run(block, PIP_NO_COMPILE="1").stdout
 
 
 def test_a_ca_and_a_backend(page: HowTo) -> None:

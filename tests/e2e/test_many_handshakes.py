@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from support.tpm import SimulatedTpm
     from support.tpm_keys import TpmKey
 
-HANDSHAKES = int(os.environ.get("TPM_MTLS_HANDSHAKES", "300"))
+HANDSHAKES = int(os.environ.get("TPM_MTLS_HANDSHAKES", "150"))
 
 pytestmark = pytest.mark.timeout(max(180, HANDSHAKES * 0.05))
 

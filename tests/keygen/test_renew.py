@@ -199,9 +199,12 @@ def test_a_ca_that_is_away_is_waited_for(persistent: AttestedBench) -> None:
     right = path.read_text()
     path.write_text(right.replace(persistent.host.url, "https://127.0.0.1:1"))
     told: list[str] = []
+    slept: list[float] = []
+    patience = Patience(seconds=0.1, monotonic=lambda: sum(slept), sleep=slept.append)
 
     with pytest.raises(PeerUnreachableError):
-        persistent.renew(World(patience=Patience(seconds=0.1, sleep=lambda _: None), tell=told.append))
+        persistent.renew(World(patience=patience, tell=told.append))
+    assert slept == [0.1]
     assert any("trying again in" in line for line in told)
 
 

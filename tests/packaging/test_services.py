@@ -63,6 +63,16 @@ def test_the_sealed_passphrase_is_the_one_that_the_ca_asks_for() -> None:
     assert "credential:ca-passphrase" in command(PKI)
 
 
+@pytest.mark.parametrize("unit", [unit for unit in OURS if unit in SERVICES], ids=identifier)
+def test_each_service_takes_more_options_from_a_file(unit: Path) -> None:
+    name = unit.stem.removeprefix("tpm-mtls-")
+    assert setting(unit, "EnvironmentFile").removeprefix("-") == f"/etc/tpm-mtls/{name}.env"
+    assert "OPTIONS=" in settings(unit, "Environment")
+    drop_ins = [path for path in DROP_INS if path.parent.name == f"{unit.name}.d" and COMMAND in path.read_text()]
+    for path in [unit, *drop_ins]:
+        assert setting(path, "ExecStart").endswith(" $OPTIONS"), path
+
+
 def test_the_first_boot_is_done_once_and_what_was_interrupted_is_finished() -> None:
     conditions = settings(FIRST_BOOT, "ConditionPathExists")
     assert f"|!{DEFAULT_FOLDER / RECORD}" in conditions

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tpm_mtls_pki.profiles import Issuer
 
-EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite

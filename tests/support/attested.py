@@ -107,7 +107,7 @@ class AttestedBench:
         with self.registrar.authority.database.writing() as connection:
             record = records.find(connection, records.serial_text(self.leaf()))
             assert record is not None
-            records.revoke(connection, record, reason="key-compromise", now=self.registrar.clock())
+            records.revoke(connection, record, reason="keyCompromise", now=self.registrar.clock())
 
     def issued(self) -> list[str]:
         """The profiles of the certificates that the CA issued, sorted; without its own server's."""

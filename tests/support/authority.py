@@ -182,12 +182,13 @@ def est_host(registrar: Registrar, **options: Any) -> Iterator[EstHost]:  # noqa
     thread.start()
     try:
         ready.wait(20)
-        if failures:
-            raise failures[0]
-        yield EstHost(started[0], registrar.authority.folder)
+        if started:
+            yield EstHost(started[0], registrar.authority.folder)
     finally:
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(service.stop)
         thread.join(20)
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
+        if failures:  # a server that ends too early, too
+            raise failures[0]

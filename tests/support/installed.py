@@ -25,6 +25,9 @@ ROOT = Path(__file__).parents[2]
 NOUNS = ("agent", "client", "keygen", "openssl-env", "pcr", "pki", "policy", "seal", "secret", "server", "simulator")
 """Commands of all components; each loads its own modules."""
 
+REPRODUCIBLE = {"COMPRESSION": "none", "SOURCE_DATE_EPOCH": "1700000000"}
+"""What the environment says to the Debian package's builder: a date, so that it is the same each time; and haste."""
+
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """The folder ``name``, which ``make`` has filled, once for all processes that run tests; nobody changes it."""
@@ -46,6 +49,20 @@ def build(kind: str, source: Path, out: Path) -> Path:
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     (built,) = out.glob("*.whl" if kind == "wheel" else "*.tar.gz")
+    return built
+
+
+def debian_package(factory: pytest.TempPathFactory) -> Path:
+    """The Debian package of this checkout, built `once`."""
+
+    def make(folder: Path) -> None:
+        command = [ROOT / "packaging" / "debian" / "build.sh", folder]
+        done = subprocess.run(
+            command, env=os.environ | REPRODUCIBLE, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+
+    (built,) = once(factory, "package", make).glob("*.deb")
     return built
 
 

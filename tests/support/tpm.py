@@ -27,6 +27,9 @@ _FIRST = {
 }
 """Where the handles of each kind begin: TPM 2.0 library specification 1.59, part 2, table 27 (TPM_HT)."""
 
+_NO_SESSIONS, _FLUSH_CONTEXT, _GET_CAPABILITY, _CAP_HANDLES = 0x8001, 0x165, 0x17A, 1
+"""TPM_ST_NO_SESSIONS, two TPM_CC and TPM_CAP_HANDLES: part 2, sections 6.9, 6.5.2 and 6.12."""
+
 _VOLATILE: tuple[Kind, ...] = ("transient", "loaded-session", "saved-session")
 
 _LISTENING = 2
@@ -71,7 +74,8 @@ class SimulatedTpm:
 
     def flush(self) -> None:
         """Removes transient objects that a killed program left."""
-        self.tool("tpm2_flushcontext", "--transient-object")
+        for handle in self._capability_handles(_FIRST["transient"]):
+            self._command(_FLUSH_CONTEXT, handle)
 
     def assert_nothing_leaked(self) -> None:
         """No transient object and no session may be left; a TPM that a test switched off has none."""
@@ -99,13 +103,18 @@ class SimulatedTpm:
         return sockets > _LISTENING
 
     def _capability_handles(self, first: int) -> tuple[int, ...]:
-        """TPM2_GetCapability(TPM_CAP_HANDLES): part 3, section 30.2."""
-        with socket.create_connection(("127.0.0.1", self._port), timeout=60) as connection:
-            connection.sendall(struct.pack(">HIIIII", 0x8001, 22, 0x17A, 1, first, 254))
-            with connection.makefile("rb") as answers:
-                _, size, code = struct.unpack(">HII", answers.read(10))
-                body = answers.read(size - 10)
-        assert code == 0, f"TPM2_GetCapability: {code:#x}"
+        body = self._command(_GET_CAPABILITY, _CAP_HANDLES, first, 254)
         more, _, count = struct.unpack_from(">BII", body)
         assert not more
         return struct.unpack_from(f">{count}I", body, 9)
+
+    def _command(self, code: int, *parameters: int) -> bytes:
+        """The body of the TPM's answer to a command without sessions, whose parameters have four bytes each."""
+        size = 10 + 4 * len(parameters)
+        with socket.create_connection(("127.0.0.1", self._port), timeout=60) as connection:
+            connection.sendall(struct.pack(f">HII{len(parameters)}I", _NO_SESSIONS, size, code, *parameters))
+            with connection.makefile("rb") as answers:
+                _, size, answered = struct.unpack(">HII", answers.read(10))
+                body = answers.read(size - 10)
+        assert answered == 0, f"command {code:#x}: {answered:#x}"
+        return body

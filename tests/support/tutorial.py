@@ -116,7 +116,7 @@ def agrees(shown: str, seen: str) -> bool:
 class Reader:
     """Somebody at home in ``home`` who follows ``pages`` one by one, each for at most ``patience`` seconds."""
 
-    def __init__(self, home: Path, pages: Path = FOLDER, *, patience: float = 100.0) -> None:
+    def __init__(self, home: Path, pages: Path = FOLDER, *, patience: float = 300.0) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
         self._pages, self._patience = pages, patience

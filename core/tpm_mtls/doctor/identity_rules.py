@@ -117,8 +117,9 @@ def _certificate(report: IdentityReport, now: datetime) -> Iterator[Finding]:
     folder = report.folder
     if report.certificate_error is not None:
         named = "" if folder == str(DEFAULT_FOLDER) else f" --state-dir {shlex.quote(folder)}"
-        back = f"get it back from the TPM's copy: rm -f {shlex.quote(f'{folder}/{CERTIFICATE}')}; "
-        yield problem(check, report.certificate_error.message, f"{back}tpm-mtls keygen restore{named}; or enroll again")
+        away = "" if report.certificate_error.kind == "StorageError" else f"move {CERTIFICATE} away; then "
+        back = f"get it back from the TPM's copy: tpm-mtls keygen restore{named}; or enroll again"
+        yield problem(check, report.certificate_error.message, f"{away}{back}")
     if report.trust_error is not None:
         remedy = f"copy the CA's root certificate to {folder}/{TRUST} again"
         yield problem("identity.chain", report.trust_error.message, remedy)

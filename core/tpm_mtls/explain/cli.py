@@ -17,8 +17,8 @@ def explain(*, what: tuple[str, ...], as_json: bool) -> None:
     """Say what a response code of a TPM or of its software means, who answered it, and what to do.
 
     A code is 0x99d or its decimal number, a name TPM_RC_POLICY_FAIL or POLICY_FAIL. A LINE is one of the kernel's log,
-    of tpm2-tools, OpenSSL or tpm-mtls, with codes in it; quote it. No TPM is asked. All codes are in
-    docs/reference/response-codes.md.
+    of tpm2-tools, systemd, OpenSSL or tpm-mtls, with codes in it or libtss2's words for them; quote it. No TPM is
+    asked. All codes are in docs/reference/response-codes.md.
     """
     from tpm_mtls.explain.presentation import facts, words  # noqa: PLC0415 - `--help` stays quick
     from tpm_mtls.explain.reading import other_reading, read_codes  # noqa: PLC0415 - the same

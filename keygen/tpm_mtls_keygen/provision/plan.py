@@ -234,10 +234,10 @@ def _authorization(settings: Settings, hierarchy: Hierarchy, observed: Observed)
 
 
 def _require_clearable(observed: Observed) -> None:
-    if observed.state.clear_disabled:
+    if observed.state.clear_disabled:  # part 3, 24.7: the lockout authorization may forbid it, not allow it again
         raise StateError(
             "somebody forbade to clear this TPM (disableClear)",
-            hint="allow it with the lockout authorization: tpm2_clearcontrol -C l -P file:F c",
+            hint="clear it in the firmware's setup; where the platform hierarchy is open: tpm2_clearcontrol -C p c",
         )
     _require_known(Hierarchy.LOCKOUT, observed)
 

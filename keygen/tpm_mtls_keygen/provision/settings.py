@@ -126,7 +126,7 @@ def parse_settings(data: bytes, name: str, folder: Path) -> Settings:
         Hierarchy.LOCKOUT: found.lockout.authorization,
     }
     kept = {each: parse_kept(source, folder) for each, source in sources.items() if source is not None}
-    if len({each.path for each in kept.values()}) < len(kept):
+    if len({path for each in kept.values() for path in (each.path, each.begun)}) < 2 * len(kept):
         raise UsageError(
             f"{name} keeps two authorization values in one file", hint="name another file for each hierarchy"
         )

@@ -158,6 +158,10 @@ def _is_approved(dossier: Dossier, seen: ObservationRow) -> bool:
 
 
 def _history(row: AuditRow) -> str:
-    detail = ", ".join(f"{name} {value}" for name, value in row.detail.items() if value is not None)
+    """In a line: of the backend's own reasons what it found, without what it advised then."""
+    told = {name: value for name, value in row.detail.items() if value is not None}
+    if not row.actor and "reason" in told:
+        told["reason"] = str(told["reason"]).partition("; ")[0]
+    detail = ", ".join(f"{name} {value}" for name, value in told.items())
     by = f" by {row.actor}" if row.actor else ""
     return f"{instant(row.at)} {row.event}{by}{': ' + detail if detail else ''}"

@@ -85,6 +85,7 @@ def test_an_empty_file_wants_only_the_storage_root_key() -> None:
         ("[owner]\nauthorization = 'hunter2'", "neither sealed nor in a file"),
         ("[owner]\nauthorization = 'file:'", "neither sealed nor in a file"),
         ("[owner]\nauthorization='file:a'\n[lockout]\nauthorization='sealed:a'", "two authorization values in one"),
+        ("[owner]\nauthorization='file:a'\n[lockout]\nauthorization='file:a.new'", "two authorization values in one"),
         ("[endorsement]\nkeys = ['L-9']", "no endorsement key 'L-9'"),
         ("[endorsement]\nkeys = 'all'", "no hardening file"),
         ("[lockout]\nmax_tries = 0", "max_tries is 0"),
@@ -208,8 +209,9 @@ def test_a_tpm_that_cannot_be_cleared_is_not_asked_to() -> None:
         make_plan(parsed(""), observed(Standing.UNKNOWN), clear=True)
     found = observed()
     forbidden = replace(found, state=replace(found.state, clear_disabled=True))
-    with pytest.raises(StateError, match="forbade to clear"):
+    with pytest.raises(StateError, match="forbade to clear") as refused:
         make_plan(parsed(""), forbidden, clear=True)
+    assert "tpm2_clearcontrol -C p c" in refused.value.hint
 
 
 def test_values_are_in_no_repr() -> None:
