@@ -118,8 +118,9 @@ def _context(
     try:
         context = IdentityContext(protocol, trust=trust, verify_mode=verify_mode)
     except ssl.SSLError as error:  # without the default provider there is not even a cipher
+        reason = (error.reason or str(error)).lower().replace("_", " ")
         raise OpensslError(
-            f"no TLS connection can be made with this OpenSSL: {(error.reason or str(error)).lower().replace('_', ' ')}",
+            f"no TLS connection can be made with this OpenSSL: {reason}",
             hint='does its configuration activate the default provider? unset OPENSSL_CONF, or: eval "$(tpm-mtls '
             'openssl-env)"',
         ) from error
