@@ -49,7 +49,8 @@ WANTED=("${NEEDED[@]}")
 [ "${1:-}" != tests ] || WANTED+=("${FOR_TESTS[@]}")
 readonly WANTED
 
-say() { printf 'setup: %s\n' "$*" >&2; }
+changed=
+say() { printf 'setup: %s\n' "$*" >&2; changed=yes; }
 
 give_up() { # what failed, what to do by hand
   printf 'tpm-mtls: error: %s\ntpm-mtls: hint: %s\n' "$1" "$2" >&2
@@ -183,3 +184,4 @@ python=$(find_python)
 [ -n "$python" ] || give_up "no Python 3.11 or newer was found" "install one, or name it: PYTHON=/path/to/python3 ./run setup"
 make_environment
 install_provider
+[ -z "$changed" ] || say "ready; ./run uses it by itself, a shell after: . $VENV/bin/activate"

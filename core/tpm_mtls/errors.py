@@ -61,7 +61,6 @@ class TpmMtlsError(Exception):
     """Parent of all; ``hint`` is what the user can do about it.
 
     Attributes:
-        hint: one line of advice; never empty.
         exit_code: exit status of the command line for this class.
     """
 
@@ -70,6 +69,16 @@ class TpmMtlsError(Exception):
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
+
+    @property
+    def hint(self) -> str:
+        """One line of advice; never empty. Python's tracebacks show it as a note (PEP 678)."""
+        return self._hint
+
+    @hint.setter
+    def hint(self, advice: str) -> None:
+        self._hint = advice
+        self.__notes__ = [f"hint: {advice}"]
 
 
 class UsageError(TpmMtlsError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import traceback
 
 from tpm_mtls import cli, errors
 
@@ -57,3 +58,12 @@ def test_every_class_says_what_it_is_for() -> None:
 def test_an_error_prints_its_message_and_carries_hint_and_facts() -> None:
     error = errors.HandleOccupiedError("taken", hint="use another", handle=0x81000100)
     assert (str(error), error.hint, error.handle, error.exit_code) == ("taken", "use another", 0x81000100, 10)
+
+
+def test_a_traceback_shows_the_hint_as_it_is_in_the_end() -> None:
+    error = errors.UsageError("no such thing", hint="look again")
+    error.hint += ", closely"
+    assert traceback.format_exception_only(error) == [
+        "tpm_mtls.errors.UsageError: no such thing\n",
+        "hint: look again, closely\n",
+    ]

@@ -54,7 +54,7 @@ def test_a_secret_is_set_got_and_deleted(agent: MemoryAgent) -> None:
     assert client.set(NAME, VALUE) == 0x01520000
     assert client.get(NAME) == VALUE
     client.delete(NAME)
-    with pytest.raises(NoSuchSecretError, match=r"^no secret has that name$") as refused:
+    with pytest.raises(NoSuchSecretError, match=r"^no secret has that name\n") as refused:
         client.get(NAME)
     assert refused.value.hint == "check it"
     with pytest.raises(NoSuchSecretError):
@@ -133,7 +133,10 @@ def test_what_no_agent_takes_is_not_sent(path: Path, name: str, value: str, why:
 )
 def test_the_tpms_code_says_which_error_it_is(path: Path, rc: str, expected: type[TpmMtlsError]) -> None:
     answer = f'{{"error":"it did not work; try another day","rc":"{rc}"}}'.encode()
-    with ScriptedAgent(path, answering(answer)), pytest.raises(TpmMtlsError, match=r"^it did not work$") as refused:
+    with (
+        ScriptedAgent(path, answering(answer)),
+        pytest.raises(TpmMtlsError, match=r"^it did not work\n") as refused,
+    ):
         Client(path).get(NAME)
     assert type(refused.value) is expected
     assert refused.value.hint == "try another day"
@@ -296,7 +299,7 @@ def make_dead_socket(path: Path) -> None:
 )
 def test_where_no_agent_listens_it_is_said_why(path: Path, make: Callable[[Path], None], why: str, hint: str) -> None:
     make(path)
-    with pytest.raises(PeerUnreachableError, match=f"^no agent answers at {path}: {why}$") as refused:
+    with pytest.raises(PeerUnreachableError, match=f"^no agent answers at {path}: {why}\n") as refused:
         Client(path).get(NAME)
     assert hint in refused.value.hint
     assert refused.value.host == str(path)

@@ -242,7 +242,7 @@ def test_a_removed_key_is_told(bench: Bench) -> None:
     bench.tpm.tool("tpm2_evictcontrol", "-C", "o", "-c", "0x81000100")
 
     with pytest.raises(
-        IdentityError, match=r"the device key handle:0x81000100 of sensor-17 is gone: nothing is there$"
+        IdentityError, match=r"the device key handle:0x81000100 of sensor-17 is gone: nothing is there\n"
     ):
         bench.run()
 

@@ -34,7 +34,7 @@ def perform(job: Job) -> Result:
         with HttpsTransport(job.server, context, job.timeouts) as transport:
             return Result(answer=transport.send(job.request))
     except TpmMtlsError as error:
-        facts = {name: value for name, value in vars(error).items() if name != "hint"}
+        facts = {name: value for name, value in vars(error).items() if name[0] != "_"}
         return Result(kind=type(error).__name__, message=str(error), hint=error.hint, facts=facts)
 
 

@@ -84,7 +84,7 @@ def test_the_bodies_are_the_messages() -> None:
     ],
 )
 def test_an_error_answer_is_told_with_what_it_says(status: int, body: bytes, said: str) -> None:
-    with pytest.raises(RequestRefusedError, match=f"answered {status} to /attestation/nonce{said}$") as refusal:
+    with pytest.raises(RequestRefusedError, match=f"answered {status} to /attestation/nonce{said}\n") as refusal:
         asyncio.run(Answering(body, status).backend().challenge())
     assert refusal.value.status == status
     assert refusal.value.hint
@@ -92,7 +92,7 @@ def test_an_error_answer_is_told_with_what_it_says(status: int, body: bytes, sai
 
 def test_the_backend_s_own_advice_is_the_hint() -> None:
     body = b'{"error": "another TPM", "hint": "ask\\nBob"}'
-    with pytest.raises(RequestRefusedError, match=r"another TPM$") as refusal:
+    with pytest.raises(RequestRefusedError, match=r"another TPM\n") as refusal:
         asyncio.run(Answering(body, 403).backend().challenge())
     assert refusal.value.hint == "ask?Bob"
 

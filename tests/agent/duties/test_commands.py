@@ -58,7 +58,7 @@ def test_what_changed_is_in_the_answer(program: Path) -> None:
 )
 def test_a_failure_is_told_by_its_last_words(program: Path, script: str, message: str, hint: str) -> None:
     program.write_text(f"#!/bin/sh\n{script}\n")
-    with pytest.raises(TpmMtlsError, match=f"keygen restore failed: {message}$") as failure:
+    with pytest.raises(TpmMtlsError, match=f"keygen restore failed: {message}\n") as failure:
         asyncio.run(commands.keygen("restore", []))
     assert hint in failure.value.hint
 
