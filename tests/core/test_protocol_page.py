@@ -10,6 +10,7 @@ import pytest
 
 from tpm_mtls.attestation.health import HealthReport, decode_health, encode_health
 from tpm_mtls.attestation.messages import (
+    CHECKS,
     Challenge,
     DeviceState,
     HealthAnswer,
@@ -20,7 +21,6 @@ from tpm_mtls.attestation.messages import (
     encode,
 )
 from tpm_mtls.errors import EvidenceError
-from tpm_mtls_server.attestation.words import CHECKS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 _MESSAGES = (Challenge, QuoteEvidence, Verdict, HealthReport, HealthAnswer)
