@@ -64,6 +64,9 @@ def is_raw(tcti: str) -> bool:
 
 
 def _check_device(device: Path, tcti: str, kernel: Path) -> None:
+    version = kernel / device.name.replace("tpmrm", "tpm") / "tpm_version_major"
+    if version.exists() and version.read_text().strip() == "1":  # which has no resource manager's node
+        raise TpmVersionError(f"{device} is a TPM 1.2", hint="a TPM 2.0 is needed; some firmware can switch", tcti=tcti)
     if not device.exists():
         raise TpmUnavailableError(
             f"there is no TPM at {device}",
@@ -71,9 +74,6 @@ def _check_device(device: Path, tcti: str, kernel: Path) -> None:
             "to try without one: tpm-mtls simulator start --dir D, then --tcti with what it prints",
             tcti=tcti,
         )
-    version = kernel / device.name.replace("tpmrm", "tpm") / "tpm_version_major"
-    if version.exists() and version.read_text().strip() == "1":
-        raise TpmVersionError(f"{device} is a TPM 1.2", hint="a TPM 2.0 is needed; some firmware can switch", tcti=tcti)
     if not os.access(device, os.R_OK | os.W_OK):
         raise TpmUnavailableError(f"this user may not open {device}", hint=_who_may(device), tcti=tcti)
     if not device.is_char_device():  # what a file holds would be overwritten by the first command

@@ -50,7 +50,11 @@ def test_a_machine_as_distributions_set_it_up_is_well() -> None:
 @pytest.mark.parametrize(
     ("changes", "tcti", "level", "text", "remedy"),
     [
-        ({"nodes": (), "chips": (), "announced": True}, TCTI, "problem", "no driver took it", "modprobe tpm_crb"),
+        ({"nodes": (), "chips": (), "announced": "2.0"}, TCTI, "problem", "no driver took it", "modprobe tpm_crb"),
+        (
+            {"nodes": (), "chips": (), "announced": "1.2"},
+            TCTI, "problem", r"no /dev/tpmrm0; what the firmware announces .*TCPA\) is a TPM 1\.2", "TPM 2.0 in the",
+        ),
         ({"nodes": (), "chips": ()}, TCTI, "problem", "nothing says that this machine has a TPM", "device tree"),
         ({"nodes": (), "contained": True}, TCTI, "problem", "the kernel has the TPM tpm0", "to the container: --dev"),
         ({"nodes": (node(MANAGED, is_device=False),)}, TCTI, "problem", "tpmrm0 .* is no device", "--tcti device:"),
@@ -128,6 +132,7 @@ def test_what_the_folders_show_is_seen(tmp_path: Path) -> None:
     tables = fake.sys / "firmware" / "acpi" / "tables"
     tables.mkdir(parents=True)
     (tables / "TPM2").touch()
+    (tables / "TCPA").touch()  # firmware of a TPM 2.0 can have both
     (fake.run / ".containerenv").touch()
     proc = tmp_path / "proc"
     (proc / "77" / "fd").mkdir(parents=True)
@@ -141,7 +146,7 @@ def test_what_the_folders_show_is_seen(tmp_path: Path) -> None:
         ("tpmrm0", 0o660, True),
     ]
     assert seen.chips == (CHIP,)
-    assert seen.announced
+    assert seen.announced == "2.0"
     assert seen.contained
     assert seen.modules == ("tpm_crb", "tpm")
     assert seen.holders == (Holder(program="tpm2-abrmd", pid=77, path=f"{fake.dev}/tpm0"),)
@@ -149,10 +154,20 @@ def test_what_the_folders_show_is_seen(tmp_path: Path) -> None:
     assert grp.getgrgid(os.getegid()).gr_name in seen.groups
 
 
+def test_firmware_with_a_table_of_a_tpm_1_2_alone_announces_that(tmp_path: Path) -> None:
+    fake = FakeMachine(tmp_path, nodes={}, version=None)
+    tables = fake.sys / "firmware" / "acpi" / "tables"
+    tables.mkdir(parents=True)
+    (tables / "TCPA").touch()
+    seen = observe_machine(fake.places)
+    (found,) = judge_machine(seen, fake.tcti)
+    assert (found.check, seen.announced) == ("tpm.version", "1.2")
+
+
 def test_a_machine_that_shows_nothing_has_nothing(tmp_path: Path) -> None:
     seen = observe_machine(Places(*(tmp_path / name for name in ("dev", "sys", "proc", "run"))))
     assert (seen.nodes, seen.chips, seen.holders, seen.modules) == ((), (), (), ())
-    assert not seen.announced
+    assert seen.announced == ""
     assert not seen.contained
 
 

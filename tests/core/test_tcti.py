@@ -91,3 +91,10 @@ def test_a_tpm_1_2_is_recognised_by_what_the_kernel_says(tmp_path: Path) -> None
         resolve_tcti(f"device:{tmp_path}/tpmrm9", kernel=tmp_path / "sys")
     (tmp_path / "sys" / "tpm9" / "tpm_version_major").write_text("2\n")
     assert resolve_tcti(f"device:{tmp_path}/tpmrm9", kernel=tmp_path / "sys")
+
+
+def test_a_tpm_1_2_is_recognised_without_a_resource_manager_which_the_kernel_gives_none(tmp_path: Path) -> None:
+    (tmp_path / "tpm9").mkdir()
+    (tmp_path / "tpm9" / "tpm_version_major").write_text("1\n")
+    with pytest.raises(TpmVersionError, match=r"tpmrm9 is a TPM 1\.2"):
+        resolve_tcti(f"device:{tmp_path}/tpmrm9", kernel=tmp_path)

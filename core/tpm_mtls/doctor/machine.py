@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _NODE: Final = re.compile(r"tpm(rm)?\d+")
 _RESOURCE_MANAGERS: Final = ("tpm2-abrmd", "tcsd")
-_ACPI_TABLES: Final = ("TPM2", "TCPA")  # ACPI tables of a TPM 2.0 and a TPM 1.2: TCG ACPI Specification 1.4, 7 and 8
+# of a TPM 2.0 and a TPM 1.2: TCG ACPI Specification 1.4, 7 and 8; some firmware of a TPM 2.0 has both
+_ACPI_TABLES: Final = {"TPM2": "2.0", "TCPA": "1.2"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         member_of: groups that the user database gives this user; a session begun before has fewer.
         nodes: the TPM's device nodes.
         chips: what the kernel has found.
-        announced: whether the firmware says that there is a TPM.
+        announced: version of the TPM that the firmware says is there, ``2.0`` or ``1.2``; empty if it says nothing.
         modules: the kernel's TPM modules that are loaded (one that is built in is not among them).
         holders: who has a node open, as far as this user may see.
         managers: resource managers that run.
@@ -115,7 +116,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     member_of: tuple[str, ...] = ()
     nodes: tuple[Node, ...] = ()
     chips: tuple[Chip, ...] = ()
-    announced: bool = False
+    announced: str = ""
     modules: tuple[str, ...] = ()
     holders: tuple[Holder, ...] = ()
     managers: tuple[Holder, ...] = ()
@@ -133,7 +134,7 @@ def observe_machine(places: Places, wanted: Path | None = None) -> Machine:
         member_of=tuple(each.gr_name for each in grp.getgrall() if user in each.gr_mem),
         nodes=nodes,
         chips=tuple(_chips(places.sys / "class" / "tpm")),
-        announced=any((places.sys / "firmware" / "acpi" / "tables" / name).exists() for name in _ACPI_TABLES),
+        announced=_announced(places.sys / "firmware" / "acpi" / "tables"),
         modules=tuple(_modules(places.proc / "modules")),
         holders=tuple(_holders(processes, {node.path for node in nodes})),
         managers=tuple(
@@ -166,6 +167,10 @@ def _chips(folder: Path) -> Iterator[Chip]:
             version=_text(path / "tpm_version_major").strip(),
             driver=driver.resolve().name if driver.exists() else "",
         )
+
+
+def _announced(tables: Path) -> str:
+    return next((version for name, version in _ACPI_TABLES.items() if (tables / name).exists()), "")
 
 
 def _modules(listing: Path) -> Iterator[str]:

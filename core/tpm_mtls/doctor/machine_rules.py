@@ -87,6 +87,13 @@ def _missing(machine: Machine, path: str) -> Finding:
         managed = next((node.path for node in machine.nodes if node.name.startswith("tpmrm")), "PATH")
         remedy = f"name that one: --tcti device:{managed}"
         return problem(_DEVICE, f"there is no {path}, but {', '.join(there)}", remedy)
+    return _unfound(machine, path)
+
+
+def _unfound(machine: Machine, path: str) -> Finding:
+    """No driver of the kernel has a TPM: what the firmware says of one."""
+    if machine.announced == "1.2":
+        return _old(f"there is no {path}; what the firmware announces (ACPI table TCPA)")
     if machine.announced:
         return problem(
             _DEVICE,
@@ -100,10 +107,10 @@ def _missing(machine: Machine, path: str) -> Finding:
     )
 
 
-def _old(path: str) -> Finding:
+def _old(what: str) -> Finding:
     return problem(
         "tpm.version",
-        f"{path} is a TPM 1.2: it has no ECC keys and none of the commands that are needed",
+        f"{what} is a TPM 1.2: it has no ECC keys and none of the commands that are needed",
         f"switch it to TPM 2.0 in the firmware's set-up if it can, or use another chip; {_SIMULATOR}",
     )
 
