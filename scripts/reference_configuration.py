@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MADE = "<!-- made by scripts/reference.py: change the sources, or scripts/reference_configuration.py, instead -->"
 
 _READING = re.compile(r"(os\.environ|environment|variables)\.get")
-_NAMING = re.compile(r"([A-Z]+_VARIABLE|ENVIRONMENT)\b.* = ")
+_NAMING = re.compile(r"([A-Z]+_VARIABLES?|ENVIRONMENT)\b.* = ")
 
 VARIABLES = {
     "TPM_MTLS_TCTI": "where the TPM is; `--tcti` goes before it",
@@ -30,6 +30,9 @@ VARIABLES = {
     "TPM2OPENSSL_TCTI": "where OpenSSL's tpm2 provider finds the TPM; set by our programs while they load it",
     "TSS2_LOG": "what libtss2 logs; nothing by default, because errors say it already",
     "XDG_RUNTIME_DIR": "where a user's relays remember what is loaded in the TPM, for the case that they are killed",
+    "HTTPS_PROXY": "not used: no connection goes through a proxy; where a server cannot be reached the hint says so",
+    "ALL_PROXY": "as HTTPS_PROXY",
+    "NO_PROXY": "hosts for which the hint says nothing of a proxy",
     "NO_COLOR": "no colours, if it is set to anything",
     "TERM": "no colours on a terminal called `dumb`",
     "SUDO_USER": "who an operator is in the audit log, for root only",
@@ -138,8 +141,9 @@ def _variables_in(tree: ast.Module) -> Iterator[str]:
             named = node.value
         elif isinstance(node, ast.Compare) and ast.unparse(node.comparators[0]) == "os.environ":
             named = node.left
-        if isinstance(named, ast.Constant) and re.fullmatch(r"[A-Z][A-Z0-9_]+", str(named.value)):
-            yield str(named.value)
+        for each in named.elts if isinstance(named, ast.Tuple) else [named]:
+            if isinstance(each, ast.Constant) and re.fullmatch(r"[A-Z][A-Z0-9_]+", str(each.value)):
+                yield str(each.value)
 
 
 def _sources() -> Iterator[str]:

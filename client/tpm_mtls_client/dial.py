@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tpm_mtls.errors import PeerUnreachableError, TpmMtlsError, UsageError
+from tpm_mtls.proxies import unused_proxy
 from tpm_mtls_client.tls_errors import tls_error
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def resolve(peer: Peer) -> Sequence[Address]:
     except socket.gaierror as error:
         raise PeerUnreachableError(
             f"the name {peer.host} does not resolve: {(error.strerror or 'unknown').lower()}",
-            hint="is it spelled right, and does this machine have a name server?",
+            hint=f"is it spelled right, and does this machine have a name server?{unused_proxy(peer.host)}",
             host=str(peer),
         ) from error
     except UnicodeError as error:
@@ -114,14 +115,13 @@ def start_tls(context: ssl.SSLContext, connection: socket.socket, peer: Peer, li
 
 def unreachable(error: OSError, peer: Peer, doing: str) -> PeerUnreachableError:
     """The error for ``error`` of the socket, which happened while ``doing``."""
+    proxy = unused_proxy(peer.host)
     if isinstance(error, TimeoutError):
-        return PeerUnreachableError(
-            f"{peer} did not {doing} in time", hint="is it the right port? a slow one needs --timeout", host=str(peer)
-        )
+        hint = f"is it the right port? a slow one needs --timeout{proxy}"
+        return PeerUnreachableError(f"{peer} did not {doing} in time", hint=hint, host=str(peer))
     text = _REASONS.get(error.errno or 0, (error.strerror or str(error)).lower())
-    return PeerUnreachableError(
-        f"cannot reach {peer}: {text}", hint="is it running, and is that its address and port?", host=str(peer)
-    )
+    hint = f"is it running, and is that its address and port?{proxy}"
+    return PeerUnreachableError(f"cannot reach {peer}: {text}", hint=hint, host=str(peer))
 
 
 def handshake_error(error: ssl.SSLError, peer: Peer) -> TpmMtlsError:

@@ -285,6 +285,15 @@ def test_21_nobody_answers_at_the_cas_url(patient: Patient) -> None:
     is_about(found, "network.ca", "the CA at https://127.0.0.1:9 cannot be reached: connection refused", "firewall")
 
 
+def test_21_the_network_is_left_by_a_proxy_only(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:PASSWORD@proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "elsewhere.example")
+    monkeypatch.delenv("no_proxy", raising=False)
+    found = patient.cause(peers=(backend_peer(NOBODY_LISTENS),))
+    is_about(found, "network.backend", "cannot be reached", "HTTPS_PROXY is set, but tpm-mtls uses no proxy")
+    assert "PASSWORD" not in found.remedy
+
+
 def test_22_the_backend_is_certified_by_somebody_else(patient: Patient, tmp_path: Path) -> None:
     with HttpsServer(patient.server_context(ca=TestCa(tmp_path, "other"))) as server:
         found = patient.cause(peers=(backend_peer(server.url()),))

@@ -21,7 +21,6 @@ from tpm_mtls.errors import (
     CertificateExpiredError,
     CertificateNotYetValidError,
     HandshakeError,
-    PeerUnreachableError,
     PeerUntrustedError,
     TpmMtlsError,
 )
@@ -89,17 +88,14 @@ class HttpsTransport:
             return error.__cause__  # the own key did not sign: see `tpm_mtls.tls`
         if isinstance(error, ssl.SSLError):
             return self._tls_error(error)
-        return self._unreachable("did not answer in time" if late else _reason(error))
-
-    def _unreachable(self, what: str) -> PeerUnreachableError:
-        return PeerUnreachableError(f"{self._server} {what}", hint=self._server.advice, host=self._server.host)
+        return self._server.unreachable("did not answer in time" if late else _reason(error))
 
     def _tls_error(self, error: ssl.SSLError) -> TpmMtlsError:
         where = str(self._server)
         if isinstance(error, ssl.SSLCertVerificationError):
             return self._verification_error(error, where)
         if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            return self._unreachable("ended the connection")
+            return self._server.unreachable("ended the connection")
         return HandshakeError(
             f"the TLS connection to {where} failed: {(error.reason or str(error)).lower().replace('_', ' ')}",
             hint=f"does it speak TLS 1.3, and is it the port of {self._server.role}?",

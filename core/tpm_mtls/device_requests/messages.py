@@ -7,6 +7,9 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from tpm_mtls.errors import PeerUnreachableError
+from tpm_mtls.proxies import unused_proxy
+
 BODY_LIMIT: Final = 8 * 1024 * 1024
 """Bytes of a request's body: evidence with a UEFI event log and an IMA list is the largest that is sent."""
 
@@ -50,6 +53,10 @@ class Server:
     def __str__(self) -> str:
         """As errors name it."""
         return f"{self.role} at {self.url}"
+
+    def unreachable(self, what: str) -> PeerUnreachableError:
+        """The error for a server that ``what``, such as "did not answer in time"."""
+        return PeerUnreachableError(f"{self} {what}", hint=self.advice + unused_proxy(self.host), host=self.host)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import msgspec
 from tpm_mtls import errors
 from tpm_mtls.children import child_environment, end_child
 from tpm_mtls.device_requests.messages import BODY_LIMIT, Answer, Job, Request, Result, Server, Timeouts
-from tpm_mtls.errors import PeerUnreachableError, TpmMtlsError, UsageError
+from tpm_mtls.errors import TpmMtlsError, UsageError
 
 if TYPE_CHECKING:
     from tpm_mtls.authorization import Secret
@@ -64,7 +64,7 @@ class DeviceTransport:
                 env=child_environment(),
             )
         except subprocess.TimeoutExpired as error:
-            raise self._late() from error
+            raise self.server.unreachable("did not answer in time") from error
         return _unpack(ended.stdout, self.server)
 
     async def send_async(self, request: Request) -> Answer:
@@ -76,7 +76,7 @@ class DeviceTransport:
             async with asyncio.timeout(self._patience):
                 said, _ = await child.communicate(job)
         except TimeoutError as error:
-            raise self._late() from error
+            raise self.server.unreachable("did not answer in time") from error
         finally:
             await end_child(child)
         return _unpack(said, self.server)
@@ -102,11 +102,6 @@ class DeviceTransport:
                 timeouts=self.timeouts,
                 request=request,
             )
-        )
-
-    def _late(self) -> PeerUnreachableError:
-        return PeerUnreachableError(
-            f"{self.server} did not answer in time", hint=self.server.advice, host=self.server.host
         )
 
 
