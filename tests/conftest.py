@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import platform
 import signal
 import ssl
@@ -51,6 +52,17 @@ def _programs_are_not_measured(request: pytest.FixtureRequest) -> Iterator[None]
 def _runtime_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What relays remember for later ones, they remember for this test only."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """What a command has set for its own process (``--debug``) does not stay for the tests that come after it."""
+    loggers = [logging.getLogger(name) for name in ("tpm_mtls", "tpm_mtls_agent", "tpm_mtls_pki", "tpm_mtls_server")]
+    before = [(each.level, list(each.handlers)) for each in loggers]
+    yield
+    for each, (level, handlers) in zip(loggers, before, strict=True):
+        each.setLevel(level)
+        each.handlers[:] = handlers
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ class Client:
             try:
                 return self._exchange(method, target, fields, body)
             except KeyGoneError as error:
-                _log.debug("%s; it is loaded again", error)
+                _log.debug("%s; it is loaded again", str(error))  # a record that is kept shall not keep the key
             return self._exchange(method, target, fields, body)
 
     def _exchange(self, method: str, target: Target, fields: dict[str, str], body: bytes | None) -> Response:

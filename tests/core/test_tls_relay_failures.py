@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shlex
 import signal
@@ -101,7 +102,11 @@ def test_a_killed_relay_costs_one_handshake_and_leaves_nothing(
     assert client.diagnose() is None
 
 
-def test_the_client_recovers_by_itself(identity: Identity, backend: IdentityContext, tpm: SimulatedTpm) -> None:
+def test_the_client_recovers_by_itself(
+    identity: Identity, backend: IdentityContext, tpm: SimulatedTpm, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Records that a program keeps do not keep the key: an error's traceback leads to its context."""
+    caplog.set_level(logging.DEBUG, logger="tpm_mtls")
     known = relays()
     with HttpsServer(backend) as server, connect(identity, tcti=tpm.tcti, relay="always") as client:
         assert client.get(server.url()).status == 200
@@ -111,6 +116,8 @@ def test_the_client_recovers_by_itself(identity: Identity, backend: IdentityCont
         assert len(server.requests) == 2
     del client
     gc.collect()
+    assert {each.name for each in caplog.records} == {"tpm_mtls.tls.own_key", "tpm_mtls.client"}
+    assert_empty(tpm)
 
 
 def test_a_relay_that_dies_in_the_middle_of_a_signature(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tpm_mtls.openssl.provider import TpmConnection
     from tpm_mtls.tls.key_source import Source, Stamp
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)  # of errors it gets the text: a record that is kept shall not keep the key
 
 _STAYS = "the present certificate and key stay in use: %s"
 _PATIENCE = 5.0  # seconds at the interpreter's exit; one TPM command takes less
@@ -94,7 +94,7 @@ class OwnKey:
                 _log.debug(_STAYS, str(error))
             except TpmMtlsError as error:
                 self._seen = stamp
-                _log.warning(_STAYS, str(error))  # as text: a record that is kept shall not keep the key
+                _log.warning(_STAYS, str(error))
 
     def diagnose(self) -> TpmMtlsError | None:
         """Why the key does not sign right now, by a test signature (3 TPM commands); none if it does.
@@ -197,7 +197,7 @@ class OwnKey:
             self._load(abandon=True)
         except TpmMtlsError as failure:
             return key_failures.bare(failure)
-        _log.debug("%s; it is loaded again", cause)
+        _log.debug("%s; it is loaded again", str(cause))
         self._last_gone = cause if isinstance(cause, KeyGoneError) else self._gone("the connection to it broke")
         return self._last_gone
 
