@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tpm_mtls.cli import main
+from tpm_mtls.command_group import first_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,12 +96,11 @@ def describe(command: click.Command, context: click.Context) -> Command:
             child = command.get_command(context, name)
             if child is not None and not child.hidden:
                 children.append(describe(child, click.Context(child, info_name=name, parent=context)))
-    help_blocks = blocks(command.help)
     return Command(
         path=_path(context),
-        summary=_summary(help_blocks),
+        summary=first_sentence(command.help),
         usage=" ".join(command.collect_usage_pieces(context)),
-        blocks=help_blocks,
+        blocks=blocks(command.help),
         options=tuple(_options(command, context)),
         epilog=blocks(command.epilog),
         commands=tuple(children),
@@ -122,11 +122,6 @@ def _block(part: str) -> Block:
 def _path(context: click.Context) -> tuple[str, ...]:
     # Context.command_path has the arguments of groups in it, too
     return (*_path(context.parent), context.info_name or "") if context.parent else (context.info_name or "",)
-
-
-def _summary(found: tuple[Block, ...]) -> str:
-    first = found[0].text if found else ""
-    return re.split(r"(?<=[.;]) ", first, maxsplit=1)[0].rstrip(".:;")
 
 
 def _options(command: click.Command, context: click.Context) -> Iterator[Option]:

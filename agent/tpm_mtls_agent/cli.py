@@ -10,7 +10,16 @@ from typing import Any
 
 import click
 
-from tpm_mtls.cli_options import answer, json_option, state_dir_option, storage_options, tcti_option
+from tpm_mtls.cli_options import (
+    answer,
+    auth_option,
+    json_option,
+    srk_auth_option,
+    state_dir_option,
+    storage_options,
+    tcti_option,
+)
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import PeerUnreachableError, TpmMtlsError
 from tpm_mtls.policy.options import policy_options
 from tpm_mtls.secrets.protocol import DEFAULT_SOCKET
@@ -31,12 +40,12 @@ _LOCK = "agent.lock"
 _AUDIT = "agent.audit.jsonl"
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def agent() -> None:
-    """The device's daemon: secrets sealed to this device and this boot."""
+    """The device's daemon: keeps secrets, checks the TPM, shows what was booted, renews the certificate."""
 
 
-@agent.command(epilog="Example: tpm-mtls agent run --socket /run/tpmd.sock --allow /etc/tpm-mtls/agent.allow.toml")
+@agent.command(epilog="\b\nExample: tpm-mtls agent run --socket /run/tpmd.sock --allow /etc/tpm-mtls/agent.allow.toml")
 @_socket_option
 @state_dir_option
 @click.option(
@@ -130,8 +139,8 @@ def run(  # noqa: PLR0913 - one parameter per option
 @agent.command(epilog="Example: tpm-mtls agent check --json")
 @state_dir_option
 @run_dir_option
-@click.option("--srk-auth", metavar="SOURCE", help="The storage root key's authorization value, if no agent runs.")
-@click.option("--auth", metavar="SOURCE", help="The TLS key's authorization value, if no agent runs.")
+@srk_auth_option
+@auth_option("the TLS key's authorization value, if it has one,")
 @click.option(
     "--wait",
     type=click.FloatRange(min=0, min_open=True),
@@ -153,7 +162,7 @@ def check(
     """Check the TPM now; fails if it has to be in maintenance mode.
 
     An agent that runs is asked to, and also tells its backend and shows it what was booted; without one this command
-    checks by itself.
+    checks by itself, and needs the keys' authorization values then.
     """
     from tpm_mtls.authorization import read_authorization  # noqa: PLC0415 - only this command pays for it
     from tpm_mtls_agent import check_command  # noqa: PLC0415 - imports TPM libraries

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from tpm_mtls.authorization import read_authorization
-from tpm_mtls.cli_options import endorsement_auth_option
+from tpm_mtls.cli_options import auth_option, endorsement_auth_option
 from tpm_mtls.durations import duration
 from tpm_mtls.errors import TpmUnavailableError
 from tpm_mtls.tcti import is_raw, resolve_tcti
@@ -89,7 +89,7 @@ _OPTIONS: Final = (
     click.option("--renew/--no-renew", default=True, show_default=True, help="Renew the certificate when it is due."),
     click.option("--rotate-key", is_flag=True, help="Make a new key at each renewal."),
     click.option("--on-renewal", metavar="COMMAND", help="What to run after a renewal, without a shell."),
-    click.option("--auth", metavar="SOURCE", help="The TLS key's authorization value, if it has one."),
+    auth_option("the TLS key's authorization value, if it has one,"),
     endorsement_auth_option,
 )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tpm_mtls.cli_options import answer, json_option
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import UsageError
 from tpm_mtls.files import read_capped
 from tpm_mtls_client.options import Settings, connection_options
@@ -22,7 +23,7 @@ _BODY_LIMIT = 16 * 1024 * 1024  # bytes sent; the same as an answer may have
 _include_option = click.option("--include", is_flag=True, help="Print status and header fields before the body.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def client() -> None:
     """Requests over mutual TLS, signed in the TPM.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import TpmMtlsError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ Exit status:
 """
 
 
-class LazyCommands(click.Group):
+class LazyCommands(CommandGroup):
     """A group whose commands are imported only when named: ``client get`` never imports what ``pki`` needs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
@@ -66,6 +67,10 @@ def main(*, debug: bool) -> None:
     Try it without a TPM:
       tpm-mtls simulator start --dir /tmp/tpm
       tpm-mtls keygen create --tcti "$(tpm-mtls simulator status --dir /tmp/tpm)" --out device.key.pem
+
+    \b
+    Something does not work:
+      tpm-mtls doctor
     """  # noqa: D301 - click's marker for a block that is not re-wrapped
     if debug:
         logging.basicConfig(stream=sys.stderr, format="tpm-mtls: debug: %(name)s: %(message)s")

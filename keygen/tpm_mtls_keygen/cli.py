@@ -20,6 +20,7 @@ from tpm_mtls.cli_options import (
     storage_options,
     tcti_option,
 )
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import UsageError
 from tpm_mtls.files import PUBLIC_FILE, is_there, make_folder, remove_file, write_atomic
 from tpm_mtls.key_algorithm import KeyAlgorithm
@@ -45,7 +46,7 @@ tpm-mtls: note: the key works once a policy that the operator signed is in {fold
 tpm-mtls: note: the counter stands at {counter}: sign with --version {counter} or more"""
 
 
-class _Keygen(click.Group):
+class _Keygen(CommandGroup):
     """Imports the enrollment commands only when they are named: they need an HTTP client."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

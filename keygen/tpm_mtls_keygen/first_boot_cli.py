@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "first-boot",
-    epilog="Example: tpm-mtls keygen first-boot --ca https://ca.example:8443 --trust root.cert.pem",
+    epilog="\b\nExample: tpm-mtls keygen first-boot --ca https://ca.example:8443 --trust root.pem",
 )
 @click.option("--ca", "ca_url", required=True, metavar="URL", help="The EST server, like https://ca.example:8443.")
 @click.option(

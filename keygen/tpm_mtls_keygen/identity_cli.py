@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     help="Make a new key; it takes the place of the old one once TLS with the CA has worked with it.",
 )
 @click.option("--if-due", is_flag=True, help="Do nothing before two thirds of the certificate's life are over.")
-@auth_option("the key's authorization value, the new one's too")
+@auth_option("the authorization value of the key, and of a new one,")
 @storage_options
 @endorsement_auth_option
 @wait_option

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tpm_mtls.cli_options import answer, json_option, progress
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import UsageError
 from tpm_mtls_pki.cli_allow import allow
 from tpm_mtls_pki.cli_approval import approval, release
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tpm_mtls_pki.records import Record
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def pki() -> None:
     """A small CA: issues, renews and revokes the certificates of devices and servers.
 
@@ -36,7 +37,7 @@ for _command in (issue, revoke, crl, token, serve, ek_roots, allow, group, appro
     pki.add_command(_command)
 
 
-@pki.command(epilog='Example: tpm-mtls pki init --ca-dir ./ca --name "Example CA" --passphrase prompt')
+@pki.command(epilog='\b\nExample: tpm-mtls pki init --ca-dir ./ca --name "Example CA" --passphrase prompt')
 @ca_dir_option
 @click.option("--name", required=True, help="The CA's name, for its certificates.")
 @passphrase_option("the passphrase that will protect the keys")

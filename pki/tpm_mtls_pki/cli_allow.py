@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from tpm_mtls.cli_options import answer, json_option
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import UsageError
 from tpm_mtls_pki.cli_common import ca_dir_option, print_table
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def allow() -> None:
     """The allow-list: TPMs that are yours, by the hash of their endorsement key (EK).
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tpm_mtls.cli_options import answer, json_option
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import UsageError
 from tpm_mtls_pki.cli_common import ca_dir_option, print_table
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from tpm_mtls_pki.bindings import Binding
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def approval() -> None:
     """TPMs whose evidence is sound and that wait for somebody to say that they are yours."""
 
@@ -54,7 +55,7 @@ def list_approvals(ca_dir: Path, *, state: str | None, as_json: bool) -> None:
     )
 
 
-@approval.command(epilog="Example: tpm-mtls pki approval grant --ca-dir ./ca --id 3 --device sensor-17.example")
+@approval.command(epilog="\b\nExample: tpm-mtls pki approval grant --ca-dir ./ca --id 3 --device sensor-17.example")
 @ca_dir_option
 @click.option("--id", "number", type=int, required=True, help="The request's number; see: pki approval list.")
 @click.option("--device", help="The device's name.  [default: the one in the list]")

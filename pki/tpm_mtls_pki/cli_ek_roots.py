@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from tpm_mtls.cli_options import answer, json_option
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls_pki.cli_common import ca_dir_option, print_table
 
 
-@click.group("ek-roots")
+@click.group("ek-roots", cls=CommandGroup)
 def ek_roots() -> None:
     """The TPM makers' CAs: whose chips are genuine.
 
@@ -19,7 +20,7 @@ def ek_roots() -> None:
     """
 
 
-@ek_roots.command(epilog="Example: tpm-mtls pki ek-roots add --ca-dir ./ca maker-root.pem maker-intermediates.pem")
+@ek_roots.command(epilog="\b\nExample: tpm-mtls pki ek-roots add --ca-dir ./ca maker-root.pem maker-intermediates.pem")
 @ca_dir_option
 @click.argument("files", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE...")
 @json_option
@@ -68,7 +69,7 @@ def list_ek_roots(ca_dir: Path, *, as_json: bool) -> None:
     )
 
 
-@ek_roots.command(epilog="Example: tpm-mtls pki ek-roots remove --ca-dir ./ca --fingerprint 3f0c12ab77de")
+@ek_roots.command(epilog="\b\nExample: tpm-mtls pki ek-roots remove --ca-dir ./ca --fingerprint 3f0c12ab77de")
 @ca_dir_option
 @click.option("--fingerprint", required=True, metavar="HEX", help="Its SHA-256, or how that begins (8 digits).")
 @json_option

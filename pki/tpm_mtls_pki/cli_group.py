@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tpm_mtls.cli_options import answer, json_option
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls_pki.cli_common import ca_dir_option, print_table
 
 if TYPE_CHECKING:
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
     from tpm_mtls_pki.groups import Group
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def group() -> None:
     """Groups of devices and their rules. TPMs that are not on the allow-list are in the group "default"."""
 
 
-@group.command("set", epilog="Example: tpm-mtls pki group set --ca-dir ./ca --name default --approval never")
+@group.command("set", epilog="\b\nExample: tpm-mtls pki group set --ca-dir ./ca --name default --approval never")
 @ca_dir_option
 @click.option("--name", required=True, help="The group; it is made if it is not there.")
 @click.option(

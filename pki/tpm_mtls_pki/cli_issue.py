@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="Example: tpm-mtls pki issue --csr s.csr --profile server --name localhost --ip 127.0.0.1 --out s.pem"
+    epilog="\b\nExample: tpm-mtls pki issue --csr s.csr --profile server --name localhost --ip 127.0.0.1 --out s.pem"
 )
 @ca_dir_option
 @click.option("--csr", type=click.Path(dir_okay=False, path_type=Path), metavar="F", help="A CSR, PEM or DER.")

@@ -29,7 +29,7 @@ _REASONS = (
 )
 
 
-@click.command(epilog="Example: tpm-mtls pki revoke --device sensor-17.example --reason keyCompromise")
+@click.command(epilog="\b\nExample: tpm-mtls pki revoke --device sensor-17.example --reason keyCompromise")
 @ca_dir_option
 @click.option("--serial", help="Serial number, hexadecimal.")
 @click.option("--device", help="All valid certificates of this device.")
@@ -69,7 +69,7 @@ def revoke(
     answer({"revoked": serials, "reason": reason, "crl_signed": bool(secret)}, "\n".join(serials), as_json=as_json)
 
 
-@click.command(epilog="Example: tpm-mtls pki crl --ca-dir ./ca --passphrase prompt --out issuing.crl --der")
+@click.command(epilog="\b\nExample: tpm-mtls pki crl --ca-dir ./ca --passphrase prompt --out issuing.crl --der")
 @ca_dir_option
 @click.option("--root", is_flag=True, help="The root's CRL, which lists issuing CAs.")
 @click.option("--der", is_flag=True, help="DER instead of PEM.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _PORTS = 65536
 
 
-@click.command(epilog="Example: tpm-mtls pki serve --ca-dir ./ca --listen 127.0.0.1:8443 --passphrase file:ca.pass")
+@click.command(epilog="\b\nExample: tpm-mtls pki serve --ca-dir ./ca --listen 127.0.0.1:8443 --passphrase file:ca.pass")
 @ca_dir_option
 @click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Port 0: any free one.")
 @click.option("--name", default="localhost", show_default=True, help="Host name in the server's own certificate.")

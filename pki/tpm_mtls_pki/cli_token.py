@@ -8,16 +8,17 @@ from pathlib import Path
 import click
 
 from tpm_mtls.cli_options import answer, json_option
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.durations import parse_duration
 from tpm_mtls_pki.cli_common import ca_dir_option, print_table
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def token() -> None:
     """Bootstrap tokens: each lets one device enroll one key, once."""
 
 
-@token.command(epilog="Example: tpm-mtls pki token create --device sensor-17.example --ttl 7d --out sensor-17.token")
+@token.command(epilog="\b\nExample: tpm-mtls pki token create --device sensor-17 --ttl 7d --out sensor-17.token")
 @ca_dir_option
 @click.option("--device", required=True, help="The device's name, as its certificate will have it.")
 @click.option("--ttl", default="24h", show_default=True, metavar="TIME", help="How long it is good: 90s, 30m, 24h, 7d.")
@@ -41,7 +42,7 @@ def create(ca_dir: Path, *, device: str, ttl: str, out: Path | None, as_json: bo
         number, text = tokens.create(connection, check_device_name(device), ttl=lifetime, now=now)
         if out is not None:
             # all that HTTP Basic needs; in the transaction: no file, no token
-            write_atomic(out, f"{device}:{text}\n".encode(), mode=PRIVATE_FILE)
+            write_atomic(out, f"{device}:{text}\n".encode(), mode=PRIVATE_FILE, hand_over=False)
     data = {"id": number, "device": device, "expires_at": (now + lifetime).isoformat()}
     data |= {"out": str(out)} if out is not None else {"token": text}
     answer(data, str(out) if out is not None else text, as_json=as_json)

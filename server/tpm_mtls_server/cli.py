@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tpm_mtls.cli_options import auth_option, json_option, relay_option, tcti_option
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.durations import parse_duration
 from tpm_mtls_server.operators.cli_common import DEFAULT_DATABASE
 from tpm_mtls_server.operators.device_cli import device
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _file = click.Path(dir_okay=False, path_type=Path)
 _EXAMPLE = (
-    "Example: tpm-mtls server run --listen 127.0.0.1:8443 --cert server.cert.pem --key handle:0x81000100 "
+    "\b\nExample: tpm-mtls server run --listen 127.0.0.1:8443 --cert server.cert.pem --key handle:0x81000100 "
     "--client-ca ca.cert.pem --crl ca.crl.pem"
 )
 
@@ -37,7 +38,7 @@ class _ListenAddress(click.ParamType["tuple[str, int]"]):
         return match["v6"] or match["host"], int(match["port"])
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def server() -> None:
     """The backend that devices talk to over mutual TLS."""
 

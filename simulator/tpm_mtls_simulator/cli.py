@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from tpm_mtls.cli_options import answer, json_option, progress
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import SimulatorError
 from tpm_mtls_simulator.simulator import Simulator
 
@@ -21,7 +22,7 @@ _folder_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def simulator() -> None:
     """A simulated TPM, for development: swtpm with an endorsement-key certificate.
 
@@ -62,7 +63,7 @@ def stop(folder: Path, *, as_json: bool) -> None:
     answer({"running": False, "stopped": stopped}, "stopped" if stopped else "it was not running", as_json=as_json)
 
 
-@simulator.command(epilog='Example: tpm2_getcap -T "$(tpm-mtls simulator status --dir /tmp/tpm)" properties-fixed')
+@simulator.command(epilog='\b\nExample: tpm2_getcap -T "$(tpm-mtls simulator status --dir /tmp/tpm)" properties-fixed')
 @_folder_option
 @json_option
 def status(folder: Path, *, as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """Which program may do what with which secret.
 
-Without an allow-list every program that can open the socket may, if it knows the name: so PhyOS does it, and so
-programs written for it go on to work. An allow-list makes it strict: what no rule allows is refused.
+Without an allow-list every program that can open the socket may do everything with the names that it knows: programs
+that were written for the daemon tpmd of PhyOS rely on that. With an allow-list, what no rule allows is refused.
 
     [[allow]]
     uid = "shop"                                    # number or name

@@ -113,7 +113,7 @@ def seal(  # noqa: PLR0913 - one parameter per option
     else:
         blob, stands = sealer.seal(secret)
         if out is not None or not as_json:
-            write_output(out, blob.encode())
+            write_output(out, blob.encode(), hand_over=True)
         if out is not None or as_json:
             where = {"out": str(out)} if out is not None else {"blob": blob.encode().decode()}
             answer(_blob_facts(blob) | where | {"counter": stands}, str(out), as_json=as_json)
@@ -121,7 +121,7 @@ def seal(  # noqa: PLR0913 - one parameter per option
         click.echo(_COUNTER_NOTE.format(stands, stands), err=True)
 
 
-@click.command(epilog="Example: tpm-mtls unseal --in disk.sealed | cryptsetup open --key-file - /dev/sda3 data")
+@click.command(epilog="\b\nExample: tpm-mtls unseal --in disk.sealed | cryptsetup open --key-file - /dev/sda3 data")
 @click.option("--in", "source", type=_FILE, help="What seal wrote.  [default: standard input]")
 @click.option("--out", type=_FILE, help="Make this file (mode 0600); never overwrites.  [default: standard output]")
 @click.option(

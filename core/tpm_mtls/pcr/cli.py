@@ -8,13 +8,14 @@ from pathlib import Path
 import click
 
 from tpm_mtls.cli_options import answer, json_option, state_dir_option, tcti_option
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import PolicyRefusedError
 
 _NOT_SATISFIED = 0x99D  # TPM_RC_POLICY_FAIL for the first session: what the TPM would answer to who relies on it
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def pcr() -> None:
     """Platform configuration registers: what they are, what changed them, what they will be.
 
@@ -103,7 +104,7 @@ def diff(
         )
 
 
-@pcr.command(epilog="Example: tpm-mtls pcr predict --event-log update.log --pcrs sha256:4,7 --out update.json")
+@pcr.command(epilog="\b\nExample: tpm-mtls pcr predict --event-log update.log --pcrs sha256:4,7 --out update.json")
 @click.option("--pcrs", metavar="BANK:N,…", help="Which PCRs.  [default: those of --pcr-values, else sha256:0,2,4,7]")
 @click.option("--event-log", type=_FILE, help="Begin with the values to which this event log leads.")
 @click.option(

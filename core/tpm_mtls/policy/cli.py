@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tpm_mtls.cli_options import answer, json_option, owner_auth_option, state_dir_option, tcti_option
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import PolicyRefusedError, UsageError
 from tpm_mtls.files import PUBLIC_FILE, read_capped, write_atomic
 from tpm_mtls.key_reference import parse_key_reference
@@ -30,7 +31,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _OUT = click.option("--out", type=_FILE, required=True, metavar="FILE", help="Where it goes; never overwrites.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def policy() -> None:
     """Policies of keys: what must hold for the TPM to use them.
 
@@ -64,7 +65,7 @@ def record(*, pcrs: str, description: str, out: Path, tcti: str | None, as_json:
 
 
 @policy.command(
-    epilog="Example: tpm-mtls policy sign --signer operator.key.pem --pcr-values state.json --version 5 "
+    epilog="\b\nExample: tpm-mtls policy sign --signer operator.key.pem --pcr-values state.json --version 5 "
     "--out update-5.signed-policy.json"
 )
 @click.option("--signer", type=_FILE, required=True, help="The operator's private key: PEM, ECC P-256 or RSA.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tpm_mtls.cli_options import answer, json_option, progress
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import UsageError
 from tpm_mtls.secrets.client import TIMEOUT, Client
 from tpm_mtls.secrets.protocol import DEFAULT_SOCKET, VALUE_LIMIT
@@ -25,7 +26,7 @@ _LONGEST_WAIT = 3600.0
 _COMMAND = "tpm_mtls.secrets.command"  # in click's context
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def secret() -> None:
     """Secrets that exist only behind this device's TPM, kept by its agent.
 
@@ -165,7 +166,7 @@ class _Exec(click.Command):
     "exec",
     cls=_Exec,
     options_metavar="[OPTIONS]",
-    epilog="Example: tpm-mtls secret exec postgres-password -- sh -c 'exec ./app --password-file /dev/fd/3'",
+    epilog="\b\nExample: tpm-mtls secret exec postgres-password -- sh -c 'exec ./app --password-file /dev/fd/3'",
 )
 @click.argument("names", metavar="[NAME]… -- COMMAND [ARGUMENT]…", nargs=-1)
 @click.option(

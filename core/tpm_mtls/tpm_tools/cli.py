@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from tpm_mtls.cli_options import answer, json_option, owner_auth_option, state_dir_option, tcti_option
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.files import PUBLIC_FILE, write_atomic
 from tpm_mtls.tpm_tools.trial_cli import test
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def tpm() -> None:
     """What a TPM is, what it can do, and whether it does it.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tpm_mtls.cli_options import answer, auth_option, json_option, owner_auth_option, state_dir_option, tcti_option
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import TpmMtlsError
 from tpm_mtls.key_algorithm import KeyAlgorithm
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from tpm_mtls.tpm_tools.trial import Trial
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def test() -> None:
     """Try what a TPM is needed for, and say what was proven and how long it took.
 

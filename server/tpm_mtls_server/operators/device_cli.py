@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tpm_mtls.cli_options import answer, json_option
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import StateError, UsageError
 from tpm_mtls_server.operators.cli_common import by_option, database_option, open_registry, print_list, utc_now
 
@@ -22,7 +23,7 @@ _COLUMNS = {
 }
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def device() -> None:
     """Devices: what they booted, how they are, and what you decide about them.
 
@@ -106,7 +107,7 @@ def approve(name: str, *, boot: str | None, by: str, database: str, as_json: boo
     answer({"name": name, "boot": baseline.digest, "at": f"{baseline.at:%Y-%m-%dT%H:%M:%SZ}"}, text, as_json=as_json)
 
 
-@device.command(epilog='Example: tpm-mtls server device quarantine sensor-17.example --reason "stolen"')
+@device.command(epilog='\b\nExample: tpm-mtls server device quarantine sensor-17.example --reason "stolen"')
 @click.argument("name")
 @click.option("--reason", required=True, metavar="TEXT", help="Why; for the device's operator and the audit log.")
 @by_option

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tpm_mtls.cli_options import answer, json_option
+from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import UsageError
 from tpm_mtls_server.operators.cli_common import by_option, database_option, open_registry, plain, print_list, utc_now
 
@@ -20,7 +21,7 @@ _COLUMNS = {"name": "group", "mode": "mode", "pcrs": "PCRs"}
 _file = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def group() -> None:
     """Groups of devices, and what their devices should boot. A device that nobody moved is in the group "default".
 
@@ -55,7 +56,7 @@ def show(name: str, *, database: str, as_json: bool) -> None:
         _answer(registry, name, as_json=as_json)
 
 
-@group.command("set", epilog="Example: tpm-mtls server group set gateways --mode values --add-values image-42.json")
+@group.command("set", epilog="\b\nExample: tpm-mtls server group set gateways --mode values --add-values image-42.json")
 @click.argument("name")
 @click.option(
     "--mode",
