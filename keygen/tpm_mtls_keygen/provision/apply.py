@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, assert_never
 
 from tpm_mtls.errors import AuthorizationError, StateError, TpmLockoutError, TpmRefusedError
-from tpm_mtls.files import read_capped, remove_file, write_atomic
+from tpm_mtls.files import is_there, read_capped, remove_file, write_atomic
 from tpm_mtls_keygen.provision.kept import begin, finish
 from tpm_mtls_keygen.provision.observe import Given, observe
 from tpm_mtls_keygen.provision.plan import (
@@ -87,7 +87,7 @@ class Provisioning:
                 self._perform(item.action)
         if any(item.action is not None for item in self.plan):
             self._check()
-        if self._journal.exists():
+        if is_there(self._journal):
             remove_file(self._journal)
 
     def _check(self) -> None:
@@ -131,12 +131,15 @@ class Provisioning:
     def _set_authorization(self, hierarchy: Hierarchy) -> None:
         kept, found = self._settings.kept[hierarchy], self._observed.authorizations[hierarchy]
         hierarchies = self._tpm.hierarchies
+        is_begun = found.standing is Standing.BEGUN
+        # a lockout authorization that is blocked may be the one that was begun all the same
+        refusals = (AuthorizationError,) if is_begun else (AuthorizationError, TpmLockoutError)
         try:
-            if found.standing is Standing.BEGUN:
+            if is_begun:
                 hierarchies.prove(hierarchy)
             else:
                 hierarchies.change_authorization(hierarchy, begin(self._tpm, kept, found.wanted))
-        except (AuthorizationError, TpmLockoutError):
+        except refusals:
             remove_file(kept.begun)  # so the TPM does not have it
             raise
         finish(kept)
@@ -155,7 +158,7 @@ def _check_destroyed(destroys: bytes, present: bytes | None) -> None:
 
 
 def _read_journal(path: Path) -> bytes | None:
-    if not path.exists():
+    if not is_there(path):
         return None
     try:
         return bytes.fromhex(read_capped(path, limit=_JOURNAL_LIMIT).decode())
