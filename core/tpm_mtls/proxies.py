@@ -25,9 +25,9 @@ def unused_proxy(host: str, environment: Mapping[str, str] = os.environ) -> str:
     named = next((name for name in PROXY_VARIABLES if environment.get(name)), None)
     if named is None:
         return ""
-    from urllib.request import proxy_bypass_environment  # noqa: PLC0415 - only where something failed
+    from urllib.request import proxy_bypass  # noqa: PLC0415 - only where something failed
 
     excepted = {"no": environment.get("no_proxy") or environment.get("NO_PROXY") or ""}
-    if proxy_bypass_environment(host, excepted):
+    if proxy_bypass(host, excepted):
         return ""
     return f"; {named} is set, but tpm-mtls uses no proxy: this machine must reach {host} itself"

@@ -22,6 +22,7 @@ from tpm_mtls.errors import (
 )
 from tpm_mtls.identity import IdentityRecord  # noqa: TC001 - the same
 from tpm_mtls.key_reference import KeyFile
+from tpm_mtls.tpm_attributes import PERMANENT, STARTUP_CLEAR
 
 if TYPE_CHECKING:
     from tpm_mtls.tpm import Tpm
@@ -51,8 +52,8 @@ class TpmReport(msgspec.Struct, frozen=True, kw_only=True):
         error: why it says nothing, or not all of it.
         specification: its family, such as ``2.0``, and revision.
         condition: how it is.
-        permanent: TPMA_PERMANENT, part 2 rev 1.59, 8.6.
-        startup: TPMA_STARTUP_CLEAR, part 2 rev 1.59, 8.7.
+        permanent: as `tpm_mtls.tpm_attributes.Permanent`.
+        startup: as `tpm_mtls.tpm_attributes.StartupClear`.
         banks: PCR banks that have PCRs.
         srk: storage root key: its kind, or what else is in its place; empty if nothing is.
         srk_is_key: whether it is a storage key.
@@ -96,8 +97,8 @@ def _condition(tpm: Tpm) -> TpmReport:
     return TpmReport(
         specification=f"{family} revision {fixed[REVISION] / 100:.2f}",
         condition=condition,
-        permanent=variable[0x200],
-        startup=variable[0x201],
+        permanent=variable[PERMANENT],
+        startup=variable[STARTUP_CLEAR],
         banks=tpm.pcrs.banks(),
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from tpm_mtls.doctor.findings import ok, problem, problem_of, warning
 from tpm_mtls.life_cycle import Observed, judge
 from tpm_mtls.tcti import is_raw
+from tpm_mtls.tpm_attributes import Permanent, StartupClear
 from tpm_mtls.tpm_firmware import firmware_faults
 
 if TYPE_CHECKING:
@@ -17,15 +18,6 @@ if TYPE_CHECKING:
     from tpm_mtls.doctor.findings import Finding
     from tpm_mtls.doctor.tpm_report import TpmReport
     from tpm_mtls.identity import IdentityRecord
-
-OWNER_AUTH_SET: Final = 1 << 0
-ENDORSEMENT_AUTH_SET: Final = 1 << 1
-LOCKOUT_AUTH_SET: Final = 1 << 2
-"""TPMA_PERMANENT: TPM 2.0 Library part 2 rev 1.59, 8.6."""
-
-OWNER_ENABLED: Final = 1 << 1
-ENDORSEMENT_ENABLED: Final = 1 << 2
-"""TPMA_STARTUP_CLEAR, shEnable and ehEnable: part 2 rev 1.59, 8.7."""
 
 _RSA_KEYS_LOST: Final = {"CVE-2017-15361"}
 _ECC_KEYS_LOST: Final = {"CVE-2019-16863", "CVE-2019-11090"}
@@ -66,7 +58,7 @@ def judge_tpm(report: TpmReport, tcti: str, record: IdentityRecord | None) -> li
 
 def is_owner_disabled(report: TpmReport) -> bool:
     """Whether the TPM answers, and hides the storage root key and the device's keys as if they were gone."""
-    return report.condition is not None and not report.startup & OWNER_ENABLED
+    return report.condition is not None and not report.startup & StartupClear.OWNER_ENABLED
 
 
 def _answers(report: TpmReport, tcti: str) -> Iterator[Finding]:
@@ -182,7 +174,8 @@ def _room(condition: Condition) -> Iterator[Finding]:
 
 
 def _hierarchies(report: TpmReport) -> Iterator[Finding]:
-    for enabled, hierarchy in ((OWNER_ENABLED, "owner"), (ENDORSEMENT_ENABLED, "endorsement")):
+    needed = ((StartupClear.OWNER_ENABLED, "owner"), (StartupClear.ENDORSEMENT_ENABLED, "endorsement"))
+    for enabled, hierarchy in needed:
         if not report.startup & enabled:
             yield problem(
                 _HIERARCHIES,
@@ -193,13 +186,13 @@ def _hierarchies(report: TpmReport) -> Iterator[Finding]:
 
 def _authorizations(report: TpmReport) -> Finding:
     given = (
-        (OWNER_AUTH_SET, "owner"),
-        (ENDORSEMENT_AUTH_SET, "endorsement"),
-        (LOCKOUT_AUTH_SET, "lockout"),
+        (Permanent.OWNER_AUTH_SET, "owner"),
+        (Permanent.ENDORSEMENT_AUTH_SET, "endorsement"),
+        (Permanent.LOCKOUT_AUTH_SET, "lockout"),
     )
     values = [name for bit, name in given if report.permanent & bit]
     text = f"authorization values are set for: {', '.join(values) or 'none'}"
-    if report.permanent & LOCKOUT_AUTH_SET:
+    if report.permanent & Permanent.LOCKOUT_AUTH_SET:
         return ok(_HIERARCHIES, text)
     return warning(
         _HIERARCHIES, f"{text}; so whoever may use the TPM may clear it", "tpm-mtls provision --plan hardening.toml"

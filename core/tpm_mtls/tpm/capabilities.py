@@ -13,6 +13,7 @@ from tpm_mtls.attestation.health import Condition, SelfTest
 from tpm_mtls.errors import TpmRefusedError
 from tpm_mtls.key_reference import PERSISTENT_FIRST
 from tpm_mtls.tpm.values import TpmFacts
+from tpm_mtls.tpm_attributes import PERMANENT, Permanent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +32,6 @@ _GROUP: Final = 0x100
 
 _MANUFACTURER: Final = 0x105
 _FIRMWARE_VERSIONS: Final = (0x10B, 0x10C)
-_PERMANENT: Final = 0x200
-_IN_LOCKOUT: Final = 1 << 9  # TPMA_PERMANENT, inLockout: part 2, 8.6
 
 _COUNTERS: Final = {
     "nv_indices": 0x202,
@@ -100,7 +99,7 @@ class Capabilities:
                 firmware=_firmware(*(fixed[number] for number in _FIRMWARE_VERSIONS)),
                 self_test=self_test,
                 transient_loaded=len(self.transient_handles()),
-                locked_out=bool(variable[_PERMANENT] & _IN_LOCKOUT),
+                locked_out=bool(variable[PERMANENT] & Permanent.IN_LOCKOUT),
                 **counters,
             )
         except KeyError as error:

@@ -17,6 +17,7 @@ from tpm_mtls.authorization import Secret
 from tpm_mtls.errors import AuthorizationError
 from tpm_mtls.tpm.ledger import Loaded
 from tpm_mtls.tpm.sessions import INTO_TPM, UnsaltedSessions
+from tpm_mtls.tpm_attributes import PERMANENT, STARTUP_CLEAR, Permanent, StartupClear
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,12 +47,8 @@ _RESOURCES: Final = {
     Hierarchy.PLATFORM: ESYS_TR.PLATFORM,
 }
 
-# part 2 rev 1.59, 6.13: TPM_PT_PERMANENT and so on; 8.6 and 8.7: their bits
-_PERMANENT, _STARTUP_CLEAR = 0x200, 0x201
+# part 2 rev 1.59, 6.13: TPM_PT_MAX_AUTH_FAIL and so on
 _MAX_TRIES, _RECOVERY_TIME, _LOCKOUT_RECOVERY = 0x20F, 0x210, 0x211
-_OWNER_SET, _ENDORSEMENT_SET, _LOCKOUT_SET = 1 << 0, 1 << 1, 1 << 2
-_DISABLE_CLEAR, _IN_LOCKOUT = 1 << 8, 1 << 9
-_PLATFORM_ENABLED = 1 << 0
 
 
 @dataclass(frozen=True)
@@ -90,11 +87,11 @@ class HierarchyState:
 
 def hierarchy_state(properties: Mapping[int, int]) -> HierarchyState:
     """The state that a TPM's variable ``properties`` say (`Capabilities.variable`); what is not said is 0. Pure."""
-    permanent = properties.get(_PERMANENT, 0)
+    permanent = properties.get(PERMANENT, 0)
     bits = {
-        Hierarchy.OWNER: _OWNER_SET,
-        Hierarchy.ENDORSEMENT: _ENDORSEMENT_SET,
-        Hierarchy.LOCKOUT: _LOCKOUT_SET,
+        Hierarchy.OWNER: Permanent.OWNER_AUTH_SET,
+        Hierarchy.ENDORSEMENT: Permanent.ENDORSEMENT_AUTH_SET,
+        Hierarchy.LOCKOUT: Permanent.LOCKOUT_AUTH_SET,
     }
     return HierarchyState(
         has_authorization=frozenset(each for each, bit in bits.items() if permanent & bit),
@@ -103,9 +100,9 @@ def hierarchy_state(properties: Mapping[int, int]) -> HierarchyState:
             recovery_time=properties.get(_RECOVERY_TIME, 0),
             lockout_recovery=properties.get(_LOCKOUT_RECOVERY, 0),
         ),
-        locked_out=bool(permanent & _IN_LOCKOUT),
-        clear_disabled=bool(permanent & _DISABLE_CLEAR),
-        platform_enabled=bool(properties.get(_STARTUP_CLEAR, 0) & _PLATFORM_ENABLED),
+        locked_out=bool(permanent & Permanent.IN_LOCKOUT),
+        clear_disabled=bool(permanent & Permanent.DISABLE_CLEAR),
+        platform_enabled=bool(properties.get(STARTUP_CLEAR, 0) & StartupClear.PLATFORM_ENABLED),
     )
 
 
