@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tpm_mtls.errors import ProviderMissingError, ProviderTooOldError
 from tpm_mtls.openssl.library import Param, openssl, take_errors
+from tpm_mtls.reachability import with_reason
 from tpm_mtls.response_codes import tpm_error
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _load_error(tcti: str, folder: Path) -> Exception:
     errors = take_errors()
     for error in errors:
         if error.response_code is not None:
-            return tpm_error(error.response_code, doing="connect to the TPM", tcti=tcti)
+            return with_reason(tpm_error(error.response_code, doing="connect to the TPM", tcti=tcti))
     return ProviderMissingError(
         f"the tpm2 provider in {folder} does not load: {'; '.join(map(str, errors))}",
         hint="is it made for this OpenSSL, and is libtss2 installed? ./run setup installs both",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from tpm2_pytss.constants import ESYS_TR
 from tpm2_pytss.ESAPI import ESAPI
 
-from tpm_mtls.errors import TpmMtlsError
+from tpm_mtls.errors import TpmMtlsError, TpmUnavailableError
+from tpm_mtls.reachability import with_reason
 from tpm_mtls.tcti import is_raw, resolve_tcti
 from tpm_mtls.tpm.boundary import command
 from tpm_mtls.tpm.connection import Tpm
@@ -51,8 +52,7 @@ def open_tpm(
         TpmUnavailableError: no TPM answers there.
     """
     where = resolve_tcti(tcti)
-    with command("open the TPM", where), _ending_by_sigterm(where):
-        context = ESAPI(where)
+    context = _connect(where)
     try:
         ledger = ledger if is_raw(where) else None
         resources = Resources(context, where, ledger)
@@ -70,6 +70,17 @@ def open_tpm(
         resources.flush_all()
     finally:
         context.close()
+
+
+def _connect(where: str) -> ESAPI:
+    try:
+        with command("open the TPM", where), _ending_by_sigterm(where):
+            return ESAPI(where)
+    except TpmUnavailableError as error:
+        explained = with_reason(error)
+        if explained is error:
+            raise
+        raise explained from error
 
 
 @contextmanager
