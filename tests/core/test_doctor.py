@@ -131,7 +131,7 @@ def test_the_command_answers_and_ends_with_the_cause(
 
 
 def test_a_bundle_says_nothing_of_what_a_tcti_program_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TPM_MTLS_TCTI", "pcap:cmd:ssh -p PASSWORD host")
+    monkeypatch.setenv("TPM_MTLS_TCTI", "pcap:cmd:ssh \\\n  -p PASSWORD host")
     tcti = "cmd:ssh -p PASSWORD host"
     path = tmp_path / "b.tar.gz"
     write_bundle(path, said(problem("tpm.answers", f"no TPM at {tcti}", "h"), tcti=tcti), now=NOW)

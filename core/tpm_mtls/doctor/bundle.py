@@ -66,13 +66,15 @@ def write_bundle(path: Path, diagnosis: Diagnosis, *, now: datetime) -> None:
 
 
 def _contents(diagnosis: Diagnosis) -> dict[str, bytes]:
-    facts = {name: value for name, value in msgspec.to_builtins(diagnosis).items() if name != "findings"}
+    clean = _clean(msgspec.to_builtins(diagnosis))
+    facts = {name: value for name, value in clean.items() if name != "findings"}
+    said = msgspec.convert(clean, type(diagnosis))
     contents = {
         "README.txt": _README.encode(),
-        "doctor.txt": (_without_programs(as_text(diagnosis)) + "\n").encode(),
-        "doctor.json": _json(as_data(diagnosis)),
+        "doctor.txt": (as_text(said) + "\n").encode(),
+        "doctor.json": _json(as_data(said)),
         "facts.json": _json(facts),
-        "system.json": _json(_system()),
+        "system.json": _json(_clean(_system())),
     }
     for name in (CERTIFICATE, TRUST):
         certificates = _certificates(diagnosis, name)
@@ -123,16 +125,13 @@ def _certificates(diagnosis: Diagnosis, name: str) -> bytes:
 
 
 def _json(data: Any) -> bytes:  # noqa: ANN401 - JSON
-    return json.dumps(_clean(data), indent=2, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(data, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _clean(data: Any) -> Any:  # noqa: ANN401 - JSON
+    """``data`` without what programs are given, be it on several lines."""
     if isinstance(data, dict):
         return {key: _clean(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [_clean(value) for value in data]
-    return _without_programs(data) if isinstance(data, str) else data
-
-
-def _without_programs(text: str) -> str:
-    return "\n".join(_PROGRAM.sub("cmd:…", line) for line in text.split("\n"))
+    return _PROGRAM.sub("cmd:…", data) if isinstance(data, str) else data
