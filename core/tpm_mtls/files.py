@@ -1,4 +1,8 @@
-"""Reading with a cap and writing atomically; every ``OSError`` becomes a `StorageError` that names the file."""
+"""Reading with a cap and writing atomically; every ``OSError`` becomes a `StorageError` that names the file.
+
+What root makes in the folder of another user belongs to that user (`write_atomic`, `make_file`, `make_folder`): an
+administrator types a command once, and the services that run as that user go on with what it made.
+"""
 
 from __future__ import annotations
 
@@ -84,41 +88,67 @@ def read_capped(path: Path, *, limit: int = PEM_LIMIT) -> bytes:
     return data
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = PUBLIC_FILE, replace: bool = True) -> None:
-    """Writes ``path`` so that a crash at any instant leaves the old content or the new, and never another mode.
+def write_atomic(
+    path: Path, data: bytes, *, mode: int = PUBLIC_FILE, replace: bool = True, hand_over: bool = True
+) -> None:
+    """Writes ``path`` so that a crash at any instant leaves the old file or the new, never another mode or owner.
 
     Temporary file in the same folder, fsync, rename, fsync of the folder. Without ``replace`` a hard link stands for
     the rename: of two writers at the same instant one gets the error, and neither's file is lost.
+
+    Args:
+        path: the file.
+        data: its content.
+        mode: its permissions, whatever the umask.
+        replace: overwrite what is there.
+        hand_over: where root writes into the folder of another user, the file is that user's. Not for a secret in the
+            clear that somebody asked for: it stays with who asked.
 
     Raises:
         StateError: not to be replaced, and something is at ``path``, be it a symbolic link to nowhere.
         StorageError: it cannot be written; the old content is still there and no temporary file is left.
     """
-    with storage_errors(path, "write"):
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with storage_errors(path, "write"), _opened(path.parent) as folder:
+        # all in the folder that is open: its owner may put another one, or a symbolic link, where it was
+        temporary = f".{path.name}.{secrets.token_hex(4)}.tmp"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            descriptor = os.open(temporary, flags, mode, dir_fd=folder)
             with os.fdopen(descriptor, "wb") as file:
+                if hand_over:
+                    _hand_over(descriptor, folder)
                 os.fchmod(descriptor, mode)  # the umask may have taken bits away
                 file.write(data)
                 file.flush()
                 os.fsync(descriptor)
             if replace:
-                temporary.replace(path)
+                os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
             else:
-                _link_new(temporary, path)
+                _link_new(temporary, path, folder)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=folder)
             raise
-        sync_folder(path.parent)
+        os.fsync(folder)
 
 
-def _link_new(temporary: Path, path: Path) -> None:
+def _link_new(temporary: str, path: Path, folder: int) -> None:
     try:
-        path.hardlink_to(temporary)
+        os.link(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except FileExistsError as error:
         raise _exists(path) from error
-    temporary.unlink()
+    os.unlink(temporary, dir_fd=folder)
+
+
+def make_file(path: Path, *, mode: int = PRIVATE_FILE) -> None:
+    """Makes an empty ``path`` where nothing is yet: a lock, a log or a database, before it is opened for that.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    if not os.path.lexists(path):
+        with contextlib.suppress(StateError):  # somebody was quicker
+            write_atomic(path, b"", mode=mode, replace=False)
 
 
 def refuse_existing(path: Path) -> None:
@@ -150,26 +180,67 @@ def remove_file(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Makes the folder's entries durable (fsync)."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _opened(folder) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
-def make_folder(folder: Path, *, mode: int = 0o750) -> None:
-    """Makes ``folder`` and its parents; an existing one keeps its mode.
+def make_folder(folder: Path, *, mode: int = 0o750, like: Path | None = None) -> None:
+    """Makes ``folder`` and its parents; an existing one keeps its mode and owner.
+
+    Args:
+        folder: the folder.
+        mode: its permissions, whatever the umask; the parents' are what the umask leaves.
+        like: a folder whose owner it gets where root makes it, instead of its parent's.
 
     Raises:
         StorageError: it cannot be made or written to.
     """
     with storage_errors(folder, "make"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        for parent in reversed(folder.parents):
+            if not parent.is_dir():
+                _make_one(parent, None, parent.parent)
         if not folder.is_dir():
-            folder.mkdir(mode=mode, exist_ok=True)
-            folder.chmod(mode)
+            _make_one(folder, mode, like or folder.parent)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _make_one(folder: Path, mode: int | None, like: Path) -> None:
+    with _opened(folder.parent, os.O_PATH) as parent, _opened(like, os.O_PATH) as owned:
+        try:
+            os.mkdir(folder.name, 0o777 if mode is None else mode, dir_fd=parent)
+        except FileExistsError:
+            if folder.is_dir():  # somebody was quicker
+                return
+            raise
+        made = os.open(folder.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            with os.scandir(made) as entries:
+                if not any(entries):  # or somebody put another one there since, which keeps its owner
+                    _hand_over(made, owned)
+            if mode is not None:
+                os.fchmod(made, mode)
+        finally:
+            os.close(made)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    descriptor = os.open(folder, flags | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _hand_over(made: int, folder: int) -> None:
+    """Gives the descriptor ``made``, which root has just made, to the user whose folder it is in.
+
+    That user could put another one in its place anyway. Where everybody may, as in ``/tmp``, it stays root's.
+    """
+    owner = os.fstat(folder)
+    if os.geteuid() == 0 and owner.st_uid != 0 and not owner.st_mode & stat.S_IWOTH:
+        os.fchown(made, owner.st_uid, owner.st_gid)
 
 
 def check_private(path: Path) -> None:

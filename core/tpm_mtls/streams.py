@@ -40,15 +40,17 @@ def read_input(path: Path | None, *, limit: int, what: str, typed: bool = True) 
     return data
 
 
-def write_output(path: Path | None, data: bytes, *, mode: int = PRIVATE_FILE) -> None:
+def write_output(path: Path | None, data: bytes, *, mode: int = PRIVATE_FILE, hand_over: bool = False) -> None:
     """Writes ``data`` to the new file ``path`` (atomically, with ``mode``), or to standard output.
+
+    A secret that root takes out stays root's, in whosever folder that is, but for ``hand_over``.
 
     Raises:
         StateError: the file exists.
         StorageError: it cannot be written.
     """
     if path is not None:
-        write_atomic(path, data, mode=mode, replace=False)
+        write_atomic(path, data, mode=mode, replace=False, hand_over=hand_over)
         return
     output = sys.stdout
     try:

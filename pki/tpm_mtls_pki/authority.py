@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tpm_mtls.certificates import certificates_pem, check_matches, load_certificates, spki
 from tpm_mtls.errors import StateError, UsageError
-from tpm_mtls.files import PRIVATE_FILE, make_folder, read_capped, storage_errors, sync_folder, write_atomic
+from tpm_mtls.files import PRIVATE_FILE, make_file, make_folder, read_capped, storage_errors, sync_folder, write_atomic
 from tpm_mtls_pki import audit, profiles
 from tpm_mtls_pki.ca_keys import encrypt_key, load_key
 from tpm_mtls_pki.crl import ISSUING_LIFETIME, ROOT_LIFETIME, issue_crl
@@ -153,7 +153,7 @@ def create_authority(
             what = "a CA" if (folder / SETTINGS).exists() else "something"
             raise StateError(f"there is {what} in {folder} already", hint="name another folder: --ca-dir")
     unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.unfinished")
-    make_folder(unfinished, mode=0o700)
+    make_folder(unfinished, mode=0o700, like=folder if folder.exists() else None)
     try:
         _write_authority(unfinished, settings, passphrase, root_passphrase, now)
         with storage_errors(folder, "make"):
@@ -178,10 +178,11 @@ def _write_authority(
     write_atomic(folder / ISSUING, certificates_pem([certificate]))
     write_atomic(folder / CHAIN, certificates_pem([certificate, root.certificate]))
     write_atomic(folder / SETTINGS, msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
+    if settings.database is None:
+        make_file(folder / STORE)  # SQLite's would be as the umask says; what it makes beside is as this one is
     database = Database(_url(folder, settings.database))
     try:
         database.create(_digest(certificate))
-        _make_private(folder / STORE)
         with database.writing() as connection:
             audit.append(connection, "ca-created", settings.name, {"root": _digest(root.certificate)}, now=now)
             root_crl = issue_crl(connection, "root", root, lifetime=ROOT_LIFETIME, now=now)
@@ -190,13 +191,6 @@ def _write_authority(
         database.close()
     write_atomic(folder / ROOT_CRL, root_crl.public_bytes(Encoding.PEM))
     write_atomic(folder / CRL, crl.public_bytes(Encoding.PEM))
-
-
-def _make_private(path: Path) -> None:
-    """SQLite obeys the umask only; the files it makes beside get the mode of this one."""
-    with storage_errors(path, "write"):
-        if path.exists():
-            path.chmod(PRIVATE_FILE)
 
 
 def _check_settings(settings: Settings) -> None:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tpm_mtls.certificates import certificates_pem
 from tpm_mtls.errors import StateError, TpmMtlsError
-from tpm_mtls.files import PRIVATE_FILE, storage_errors, write_atomic
+from tpm_mtls.files import PRIVATE_FILE, make_file, storage_errors, write_atomic
 from tpm_mtls.identity import Identity
 from tpm_mtls.key_reference import KeyFile
 from tpm_mtls.service_life import serving
@@ -228,6 +228,7 @@ def _report(event: str, *, level: int = logging.INFO, **facts: Any) -> None:  # 
 def _alone(folder: Path) -> Iterator[None]:
     """One process serves a CA: two would take turns at overwriting its server certificate."""
     path = folder / _LOCK
+    make_file(path)
     with storage_errors(path, "lock"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -6,7 +6,6 @@ It holds the telemetry and the registry of devices. Several servers and commands
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,7 +14,7 @@ import sqlalchemy
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from tpm_mtls.errors import StorageError, StorageFullError, UsageError
-from tpm_mtls.files import make_folder, storage_errors
+from tpm_mtls.files import make_file, make_folder
 from tpm_mtls.sqlite import line_up_writers, reader
 
 if TYPE_CHECKING:
@@ -129,8 +128,7 @@ def _make_private(database: str | None) -> None:
         raise UsageError("telemetry is not kept in memory only", hint="give a file: sqlite:///PATH")
     path = Path(str(database))
     make_folder(path.parent)
-    with storage_errors(path, "write"):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    make_file(path)
 
 
 def _engine(url: sqlalchemy.URL) -> sqlalchemy.Engine:

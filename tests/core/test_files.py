@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from tpm_mtls.errors import PemError, StateError, StorageError, StorageFullError
 from tpm_mtls.files import (
     check_private,
     is_there,
+    make_file,
     make_folder,
     read_capped,
     refuse_existing,
@@ -24,6 +26,7 @@ from tpm_mtls.files import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -191,6 +194,101 @@ def test_a_folder_that_may_not_be_written_is_refused_for_an_ordinary_user(tmp_pa
         "except StorageError as error: sys.exit(str(error))\n"
     )
     assert run_crippled(code, str(tmp_path / "closed")) == f"cannot make {tmp_path / 'closed'}: permission denied"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_what_root_makes_in_another_users_folder_is_that_users(tmp_path: Path) -> None:
+    """So that the services that run as that user can read and replace it."""
+    tmp_path.chmod(0o750)
+    os.chown(tmp_path, 12345, 54321)
+    write_atomic(tmp_path / "replaced", b"old", hand_over=False)
+    assert owner(tmp_path / "replaced") == (0, 0, 0o644)
+    write_atomic(tmp_path / "replaced", b"new", mode=0o640)
+    write_atomic(tmp_path / "new", b"", mode=0o600, replace=False)
+    make_file(tmp_path / "lock")
+    make_folder(tmp_path / "a" / "b", mode=0o700)
+    write_atomic(tmp_path / "a" / "b" / "below", b"", mode=0o600)
+    assert {path.name: owner(path) for path in tmp_path.rglob("*")} == {
+        "replaced": (12345, 54321, 0o640),
+        "new": (12345, 54321, 0o600),
+        "lock": (12345, 54321, 0o600),
+        "a": (12345, 54321, 0o755),
+        "b": (12345, 54321, 0o700),
+        "below": (12345, 54321, 0o600),
+    }
+    make_folder(tmp_path.with_name("beside"), like=tmp_path)
+    assert owner(tmp_path.with_name("beside")) == (12345, 54321, 0o750)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize(("uid", "mode"), [(0, 0o750), (12345, 0o1777)], ids=["root's", "everybody's"])
+def test_in_a_folder_of_root_or_of_everybody_it_stays_roots(tmp_path: Path, uid: int, mode: int) -> None:
+    os.chown(tmp_path, uid, 54321)
+    tmp_path.chmod(mode)
+    write_atomic(tmp_path / "file", b"")
+    make_folder(tmp_path / "folder")
+    assert [path.stat().st_uid for path in tmp_path.iterdir()] == [0, 0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_through_a_symbolic_link_nothing_of_root_is_given_away(tmp_path: Path) -> None:
+    """The owner of a folder may put a link, or a hard link, to something of root's wherever root will write."""
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    for folder in (mine, theirs):
+        folder.mkdir()
+    os.chown(theirs, 12345, 12345)
+    (mine / "shadow").write_bytes(b"root's")
+    (theirs / "folder").symlink_to(mine)
+    (theirs / "link").symlink_to(mine / "shadow")
+    (theirs / "hard").hardlink_to(mine / "shadow")
+    write_atomic(theirs / "folder" / "new", b"")
+    make_folder(theirs / "folder")
+    make_folder(theirs / "folder" / "below")
+    for name in ("link", "hard"):
+        make_file(theirs / name)
+    assert {path.stat().st_uid for path in (mine, *mine.iterdir())} == {0}
+    for name in ("link", "hard"):
+        write_atomic(theirs / name, b"new")
+    assert {path.stat().st_uid for path in (mine, *mine.iterdir())} == {0}
+    assert (mine / "shadow").read_bytes() == b"root's"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_folder_that_its_owner_exchanges_while_root_writes_is_written_where_it_was(
+    tmp_path: Path, exchanged: Callable[[Path, Path], None]
+) -> None:
+    """Not a file of that user in a folder of root's: the user would have written, say, a job of cron's."""
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    for folder in (mine, theirs, theirs / "folder"):
+        folder.mkdir()
+        os.chown(folder, 0 if folder == mine else 12345, 0)
+    exchanged(theirs / "folder", mine)
+    write_atomic(theirs / "folder" / "file", b"")
+    assert (theirs / "folder").is_symlink()
+    assert not list(mine.iterdir())
+    assert owner(theirs / "folder.old" / "file") == (12345, 0, 0o644)
+
+
+@pytest.fixture
+def exchanged() -> Iterator[Callable[[Path, Path], None]]:
+    """``exchanged(FOLDER, TARGET)``: at the first rename, FOLDER becomes ``FOLDER.old`` and a link to TARGET."""
+    waiting: list[tuple[Path, Path]] = []
+
+    def exchange(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "os.rename" and waiting and str(arguments[1]) == "file":
+            folder, target = waiting.pop()
+            folder.rename(folder.with_name("folder.old"))
+            folder.symlink_to(target)
+
+    sys.addaudithook(exchange)  # for the process's life
+    yield lambda folder, target: waiting.append((folder, target))
+    waiting.clear()
+
+
+def owner(path: Path) -> tuple[int, int, int]:
+    """User, group and mode of ``path`` itself."""
+    status = path.lstat()
+    return status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
 
 
 def test_a_private_file_passes_and_one_that_others_read_does_not(tmp_path: Path) -> None:

@@ -47,12 +47,18 @@ DIES_AT_FILE_CHANGE = """
 import os, signal, sys
 
 folder, left = sys.argv.pop(1), int(sys.argv.pop(1))
-CHANGES = {"os.rename", "os.remove", "os.mkdir"}
+CHANGES = {"os.rename": 2, "os.remove": 1, "os.mkdir": 2}  # which argument is the folder's descriptor, or -1
+
+
+def changed(event, arguments):
+    descriptor = arguments[CHANGES[event]]
+    start = os.readlink(f"/proc/self/fd/{descriptor}") if descriptor >= 0 else ""
+    return os.path.join(start, os.fspath(arguments[0]))
 
 
 def count(event, arguments):
     global left
-    if event in CHANGES and str(arguments[0]).startswith(folder):
+    if event in CHANGES and changed(event, arguments).startswith(folder):
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1

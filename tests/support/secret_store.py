@@ -19,7 +19,8 @@ from tpm_mtls_agent.storage.opening import open_store
 if TYPE_CHECKING:
     from support.tpm import SimulatedTpm
 
-_CHANGES = {"os.rename", "os.remove", "os.mkdir"}
+_CHANGES = {"os.rename": 2, "os.remove": 1, "os.mkdir": 2}
+"""The argument that is the folder's descriptor, or -1."""
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["tpm_mtls_agent.storage.opening", "support.secret_store"])
@@ -104,10 +105,15 @@ def _operate(
 def _die_at_file_change(folder: str, left: int) -> None:
     """As `support.power_cut.DIES_AT_FILE_CHANGE`."""
 
+    def changed(event: str, arguments: tuple[object, ...]) -> str:
+        descriptor = arguments[_CHANGES[event]]
+        start = "" if descriptor == -1 else str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        return str(Path(start, str(arguments[0])))
+
     def count(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal left
-        if event in _CHANGES and str(arguments[0]).startswith(folder):
-            if event == "os.mkdir" and Path(str(arguments[0])).is_dir():
+        if event in _CHANGES and (path := changed(event, arguments)).startswith(folder):
+            if event == "os.mkdir" and Path(path).is_dir():
                 return
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)

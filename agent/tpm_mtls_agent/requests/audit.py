@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tpm_mtls.errors import StorageError
-from tpm_mtls.files import PRIVATE_FILE, storage_errors
+from tpm_mtls.files import PRIVATE_FILE, make_file, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,6 +174,7 @@ class AuditLog:
 
 def _open(path: Path) -> tuple[int, bool]:
     """A descriptor, and whether the last line has no end: a power cut, or a full disk."""
+    make_file(path)
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with storage_errors(path, "open"), ExitStack() as unless_returned:
         descriptor = os.open(path, flags, PRIVATE_FILE)

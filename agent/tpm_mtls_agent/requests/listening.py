@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tpm_mtls.errors import StateError, UsageError
-from tpm_mtls.files import PRIVATE_FILE, storage_error, storage_errors
+from tpm_mtls.files import PRIVATE_FILE, make_file, storage_error, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,6 +84,7 @@ def locked(path: Path, otherwise: str) -> Iterator[None]:
         StateError: ``otherwise``: another process holds it.
         StorageError: it cannot be made.
     """
+    make_file(path)
     with storage_errors(path, "lock"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE)
     try:

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from tpm_mtls.files import PRIVATE_FILE, storage_errors
+from tpm_mtls.files import PRIVATE_FILE, make_file, storage_errors
 
 _SIZE: Final = 4096  # bytes of the file: one write(2) of a page is complete or has not begun, whoever kills the process
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -49,6 +49,7 @@ class Ledger:
         self._boot = ""
         with suppress(OSError):  # a sandbox may hide it; then nothing is flushed
             self._boot = boot.read_text().strip()
+        make_file(path)
         with storage_errors(path, "open"):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._descriptor = os.open(path, flags, PRIVATE_FILE)

@@ -6,14 +6,13 @@ that, the value that the TPM has is in one of both; and what is in ``PATH`` is t
 
 from __future__ import annotations
 
-import os
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tpm_mtls.authorization import Secret, read_authorization
 from tpm_mtls.errors import UsageError
-from tpm_mtls.files import PRIVATE_FILE, make_folder, read_capped, storage_errors, sync_folder, write_atomic
+from tpm_mtls.files import PRIVATE_FILE, is_there, make_folder, read_capped, storage_errors, sync_folder, write_atomic
 from tpm_mtls.sealed_blob import FILE_LIMIT, parse_blob
 from tpm_mtls.tpm.sealed_authorization import seal_value, unseal_file
 
@@ -55,7 +54,7 @@ def parse_kept(source: str, folder: Path) -> Kept:
         UsageError: it is not ``sealed:PATH`` or ``file:PATH``.
     """
     kind, _, path = source.partition(":")
-    if kind not in {"sealed", "file"} or not path:
+    if kind not in {"sealed", "file"} or not path or "\0" in path:
         raise UsageError(  # not repeated: it may be the value itself
             "an authorization is kept neither sealed nor in a file", hint='expected "sealed:PATH" or "file:PATH"'
         )
@@ -77,7 +76,7 @@ def read_kept(tpm: Tpm, kept: Kept, *, begun: bool = False, lost: bytes | None =
         StorageRootKeyChangedError, ForeignKeyError: another TPM sealed it, or this one was cleared since.
     """
     path = kept.begun if begun else kept.path
-    if not path.exists():
+    if not is_there(path):
         return None
     if not kept.sealed:
         return read_authorization(f"file:{path}")
@@ -102,15 +101,9 @@ def begin(tpm: Tpm, kept: Kept, value: Secret | None = None) -> Secret:
 def finish(kept: Kept) -> None:
     """The TPM has the value that was begun.
 
-    Where root did it, the value belongs to the folder's owner: the user of the services that need it. That user could
-    exchange the file anyway.
-
     Raises:
-        StorageError: the file cannot be handed over or renamed.
+        StorageError: the file cannot be renamed.
     """
     with storage_errors(kept.path, "write"):
-        if os.geteuid() == 0:
-            folder = kept.path.parent.stat()
-            os.chown(kept.begun, folder.st_uid, folder.st_gid)
         kept.begun.replace(kept.path)
         sync_folder(kept.path.parent)

@@ -202,7 +202,7 @@ def test_who_may_not_find_out_whether_a_daemon_lives_is_told_so() -> None:
         live.listen()
         assert crippled(DENIED, folder / "s", folder / "t", folder) == [
             "StorageError cannot connect to /s: permission denied",
-            "StorageError cannot lock /t.lock: permission denied",
+            "StorageError cannot write /t.lock: permission denied",
         ]
 
 
