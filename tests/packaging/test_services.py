@@ -152,6 +152,12 @@ def test_the_server_gets_its_first_crl_at_once_or_as_soon_as_the_ca_is_back() ->
     assert int(setting(CRL, "RestartSec")) <= 30
 
 
+def test_a_crl_without_an_end_does_not_fill_the_disk() -> None:
+    """A chunked one has no size that curl 7 could look at (curl(1), --max-filesize)."""
+    fetching = shlex.split(settings(CRL, "ExecStart")[0])
+    assert setting(CRL, "LimitFSIZE") == fetching[fetching.index("--max-filesize") + 1]
+
+
 @pytest.mark.parametrize("timer", sorted(FOLDER.glob("*.timer")), ids=lambda path: path.stem)
 def test_each_timer_has_its_service_and_spreads_a_fleet(timer: Path) -> None:
     assert timer.with_suffix(".service") in SERVICES
