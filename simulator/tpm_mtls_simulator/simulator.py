@@ -88,13 +88,15 @@ class Simulator:
             manufacture(self.state, ca=ca or self.folder / "ca", ek_certificates=ek_certificates)
         wanted = port or (self._settings().port if status else None)
         candidates = [wanted] if wanted else random.sample(_PORTS, _PORT_ATTEMPTS)
-        for candidate in candidates:
-            if _is_free(candidate) and _is_free(candidate + 1) and self._launch(candidate):
+        free = [each for each in candidates if _is_free(each) and _is_free(each + 1)]
+        for candidate in free:
+            if self._launch(candidate):
                 write_atomic(self._settings_file, msgspec.json.encode(_Settings(candidate)) + b"\n")
                 return self._running_status()
+        more = f"; swtpm says more in {self.log}" if free and self.log.exists() else ""
         raise SimulatorError(
             f"swtpm could not listen on {f'port {wanted}' if wanted else 'any port that was tried'}",
-            hint=f"another program may have it; name another with --port; swtpm says more in {self.log}",
+            hint=f"another program may have it; name another with --port{more}",
         )
 
     def stop(self) -> bool:

@@ -36,6 +36,7 @@ WELL = IdentityReport(
     ends=datetime(2027, 3, 31, tzinfo=UTC),
 )
 RECORD_FILE = Entry(name=RECORD, mode=0o640, uid=0, size=500)
+CERTIFICATE_FILE = Entry(name=CERTIFICATE, mode=0o600, uid=0, size=900)
 ERROR = Failed(kind="PemError", message="m", hint="h")
 
 
@@ -96,13 +97,22 @@ def test_each_fault_is_named(changes: dict[str, Any], level: str, check: str, te
     assert found.remedy
 
 
-def test_a_lost_certificate_can_be_brought_back() -> None:
-    (found,) = unwell(judge_identity(report(certificate_error=ERROR, begins=None), NOW))
-    assert found.remedy.startswith("move device.cert.pem away; then get it back")
-    assert "tpm-mtls keygen restore --state-dir /state;" in found.remedy
-    lost = msgspec.structs.replace(ERROR, kind="StorageError")
-    (found,) = unwell(judge_identity(report(certificate_error=lost, begins=None, folder=str(DEFAULT_FOLDER)), NOW))
-    assert found.remedy.startswith("get it back from the TPM's copy: tpm-mtls keygen restore; or")
+@pytest.mark.parametrize(
+    ("kind", "changes", "remedy"),
+    [
+        ("StorageError", {}, "get it back from the TPM's copy: tpm-mtls keygen restore --state-dir /state; or"),
+        ("StorageError", {"folder": str(DEFAULT_FOLDER)}, "get it back from the TPM's copy: tpm-mtls keygen restore;"),
+        ("PemError", {"entries": (CERTIFICATE_FILE,)}, "move device.cert.pem away; then get it back from the TPM's"),
+        ("PemError", {"entries": (CERTIFICATE_FILE,), "record": SOFT}, "move device.cert.pem away; then restore it"),
+        ("StorageError", {"record": SOFT}, "restore it from a backup; or enroll again"),  # no TPM has a copy
+        ("StorageError", {"entries": (CERTIFICATE_FILE,)}, "h"),  # this user may not read it
+    ],
+)
+def test_how_to_bring_a_certificate_back(kind: str, changes: dict[str, Any], remedy: str) -> None:
+    error = msgspec.structs.replace(ERROR, kind=kind)
+    found = judge_identity(report(certificate_error=error, begins=None, **changes), NOW)
+    (lost,) = [each for each in found if each.check == "identity.certificate"]
+    assert lost.remedy.startswith(remedy)
 
 
 def test_an_interrupted_enrollment_is_told_from_none() -> None:

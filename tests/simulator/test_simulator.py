@@ -93,8 +93,9 @@ def test_a_taken_port_is_refused_and_named(simulator: Simulator) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        with pytest.raises(SimulatorError, match=f"could not listen on port {port}"):
+        with pytest.raises(SimulatorError, match=f"could not listen on port {port}") as caught:
             simulator.start(ek_certificates=False, port=port)
+        assert caught.value.hint == "another program may have it; name another with --port"  # there is no log to see
         with pytest.raises(SimulatorError, match=f"could not listen on port {port - 1}"):
             simulator.start(ek_certificates=False, port=port - 1)
 

@@ -14,7 +14,7 @@ from tpm_mtls.renewal import renewal_at
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tpm_mtls.doctor.findings import Finding
+    from tpm_mtls.doctor.findings import Failed, Finding
     from tpm_mtls.doctor.identity_report import IdentityReport
 
 WRITTEN: Final = datetime(2026, 11, 1, tzinfo=UTC)
@@ -112,14 +112,23 @@ def _software_key(report: IdentityReport) -> Iterator[Finding]:
             )
 
 
+def _certificate_back(report: IdentityReport, error: Failed) -> str:
+    """What to do where the certificate cannot be read for ``error``; `keygen restore` writes none that is there."""
+    is_there = CERTIFICATE in {entry.name for entry in report.entries}
+    if is_there and error.kind == "StorageError":
+        return error.hint
+    away = f"move {CERTIFICATE} away; then " if is_there else ""
+    if report.record is None or not report.record.is_tpm:
+        return f"{away}restore it from a backup; or enroll again"
+    named = "" if report.folder == str(DEFAULT_FOLDER) else f" --state-dir {shlex.quote(report.folder)}"
+    return f"{away}get it back from the TPM's copy: tpm-mtls keygen restore{named}; or enroll again"
+
+
 def _certificate(report: IdentityReport, now: datetime) -> Iterator[Finding]:
     check = "identity.certificate"
     folder = report.folder
     if report.certificate_error is not None:
-        named = "" if folder == str(DEFAULT_FOLDER) else f" --state-dir {shlex.quote(folder)}"
-        away = "" if report.certificate_error.kind == "StorageError" else f"move {CERTIFICATE} away; then "
-        back = f"get it back from the TPM's copy: tpm-mtls keygen restore{named}; or enroll again"
-        yield problem(check, report.certificate_error.message, f"{away}{back}")
+        yield problem(check, report.certificate_error.message, _certificate_back(report, report.certificate_error))
     if report.trust_error is not None:
         remedy = f"copy the CA's root certificate to {folder}/{TRUST} again"
         yield problem("identity.chain", report.trust_error.message, remedy)
