@@ -150,6 +150,28 @@ def test_a_begun_lockout_authorization_is_tried_before_it_counts(tpm: SimulatedT
     assert list((provision.folder / "state").iterdir()) == []
 
 
+def test_a_begun_lockout_authorization_outlives_that_it_is_blocked(tpm: SimulatedTpm, provision: Hardening) -> None:
+    """Somebody tried a wrong one meanwhile: the TPM does not say whether it has this one, which nobody else knows."""
+    tpm.tool("tpm2_changeauth", "-c", "l", "new one")
+    tpm.tool("tpm2_dictionarylockout", "--clear-lockout", "-p", "wrong", check=False)
+    (provision.folder / "state").mkdir()
+    provision.secret("state/lockout.new", "new one")
+    provision.write(LOCKOUT_ONLY)
+    provision("apply", status=4)
+    assert "a wrong lockout authorization was tried" in provision.errors
+    assert (provision.folder / "state" / "lockout.new").read_text() == "new one\n"
+
+
+@pytest.mark.parametrize("place", ["state", "value"])
+def test_what_cannot_be_looked_for_is_told(provision: Hardening, place: str) -> None:
+    """As in a folder that this user may not look into."""
+    provision.write(OWNER_ONLY.replace("state/owner", "o" * 300 if place == "value" else "owner"))
+    folder = ["--state-dir", str(provision.folder / ("s" * 300))] if place == "state" else []
+    provision("plan", *folder, status=8)
+    assert "error: cannot read" in provision.errors
+    assert "file name too long" in provision.errors
+
+
 def test_endorsement_keys_with_certificates_are_kept(
     make_tpm: Callable[..., SimulatedTpm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
