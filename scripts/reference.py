@@ -22,6 +22,7 @@ from reference_response_codes import response_codes_page
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs/reference/commands", "packaging/man")
 """Where nothing else may be: what is not made any more is removed."""
+_BACK = "\n\n[All pages](../README.md)\n"
 
 
 def pages() -> dict[str, str]:
@@ -34,7 +35,7 @@ def pages() -> dict[str, str]:
         "docs/reference/configuration.md": configuration_page(),
         "docs/reference/response-codes.md": response_codes_page(),
     }
-    return commands | manuals | others
+    return commands | manuals | {path: text.rstrip("\n") + _BACK for path, text in others.items()}
 
 
 def outdated(made: dict[str, str], project: Path) -> list[str]:

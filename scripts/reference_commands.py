@@ -31,7 +31,7 @@ def _index(root: Command) -> str:
             "\n".join(f"- [`{each.name}`]({page}#{_anchor(each)})  \n  {each.summary}" for each in noun.walk())
         )
     parts += ["## Options before the command", *_options(root)]
-    parts += ["## Exit status", *_blocks(root.epilog, drop="Exit status:\n")]
+    parts += ["## Exit status", *_blocks(root.epilog, drop="Exit status:\n"), "[All pages](../../README.md)"]
     return _joined(parts)
 
 

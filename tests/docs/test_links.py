@@ -71,3 +71,15 @@ def test_the_index_names_every_page_for_people() -> None:
         if page.parent.name in {"docs", "how-to", "decisions"} and page != ROOT / "docs" / "README.md"
     }
     assert {_name(page) for page in pages - named} == set()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent != ROOT], ids=_name)
+def test_from_every_page_one_comes_back_to_the_index(page: Path) -> None:
+    index = ROOT / "docs" / "README.md"
+    seen, todo = set(), [page]
+    while todo and index not in seen:
+        here = todo.pop(0)
+        seen.add(here)
+        targets = ((here.parent / file).resolve() for file, _ in links(here) if file)
+        todo += [target for target in targets if target in PAGES and target not in seen]
+    assert index in seen, "a dead end"
