@@ -9,7 +9,7 @@ from tpm_mtls.errors import StorageRootKeyChangedError
 from tpm_mtls.tpm.hierarchies import EMPTY, Hierarchy
 from tpm_mtls.tpm.sealed_authorization import resolve
 from tpm_mtls_keygen.provision.kept import read_kept
-from tpm_mtls_keygen.provision.plan import Authorization, Observed, Platform, Standing
+from tpm_mtls_keygen.provision.plan import MANAGED, Authorization, Observed, Platform, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from tpm_mtls.authorization import HierarchyAuthorization, Secret
     from tpm_mtls.tpm import Tpm
     from tpm_mtls_keygen.provision.settings import Settings
-
-_MANAGED = (Hierarchy.OWNER, Hierarchy.ENDORSEMENT, Hierarchy.LOCKOUT)
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def observe(tpm: Tpm, settings: Settings, given: Given) -> Observed:
         each: _authorization(tpm, settings, given, each)
         if each in state.has_authorization
         else Authorization(Standing.NONE, wanted=_wanted(tpm, settings, given, each))
-        for each in _MANAGED
+        for each in MANAGED
     }
     for each, found in authorizations.items():
         tpm.hierarchies.authorize(each, found.current)

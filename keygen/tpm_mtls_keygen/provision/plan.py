@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from tpm_mtls.errors import AuthorizationError, StateError
-from tpm_mtls.tpm.hierarchies import EMPTY, Hierarchy, HierarchyState, LockoutParameters
+from tpm_mtls.tpm.hierarchies import EMPTY, Hierarchy
 from tpm_mtls_keygen.provision.settings import CERTIFIED
 
 if TYPE_CHECKING:
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
     from tpm_mtls.authorization import Secret
     from tpm_mtls.structures import EkTemplate
+    from tpm_mtls.tpm.hierarchies import HierarchyState, LockoutParameters
     from tpm_mtls_keygen.provision.settings import Settings
+
+MANAGED: Final = (Hierarchy.OWNER, Hierarchy.ENDORSEMENT, Hierarchy.LOCKOUT)
+"""The hierarchies whose authorizations are seen to, in this order."""
 
 _BAD_AUTH: Final = 0x9A2  # TPM_RC_BAD_AUTH for the first session: what the TPM would answer
 
@@ -168,7 +172,7 @@ def _plan(settings: Settings, observed: Observed, *, cleared: bool) -> Iterator[
         yield Item("storage root key", "none", "make it at 0x81000001", MakeStorageRoot())
     else:
         yield Item("storage root key", observed.srk.hex())
-    for hierarchy in (Hierarchy.OWNER, Hierarchy.ENDORSEMENT, Hierarchy.LOCKOUT):
+    for hierarchy in MANAGED:
         if hierarchy in settings.kept:
             yield _authorization(settings, hierarchy, observed)
     yield from _endorsement_keys(settings, observed)
@@ -195,7 +199,7 @@ def _lockout_parameters(settings: Settings, observed: Observed, *, cleared: bool
     now = observed.state.lockout
     wanted = wanted_lockout(settings, now)
     name = "lockout parameters"
-    if (settings.max_tries, settings.recovery_time, settings.lockout_recovery) == (None, None, None):
+    if not _lockout_settings(settings):
         return
     if cleared:
         yield Item(name, "the maker's", "set those that are wanted", SetLockoutParameters())
@@ -208,11 +212,17 @@ def _lockout_parameters(settings: Settings, observed: Observed, *, cleared: bool
 
 def wanted_lockout(settings: Settings, now: LockoutParameters) -> LockoutParameters:
     """The parameters ``now``, with those that ``settings`` want."""
-    return LockoutParameters(
-        max_tries=now.max_tries if settings.max_tries is None else settings.max_tries,
-        recovery_time=now.recovery_time if settings.recovery_time is None else settings.recovery_time,
-        lockout_recovery=now.lockout_recovery if settings.lockout_recovery is None else settings.lockout_recovery,
-    )
+    return replace(now, **_lockout_settings(settings))
+
+
+def _lockout_settings(settings: Settings) -> dict[str, int]:
+    """Those of `LockoutParameters` that ``settings`` want."""
+    named = {
+        "max_tries": settings.max_tries,
+        "recovery_time": settings.recovery_time,
+        "lockout_recovery": settings.lockout_recovery,
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _authorization(settings: Settings, hierarchy: Hierarchy, observed: Observed) -> Item:
