@@ -6,7 +6,7 @@ import base64
 import shutil
 import socket
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +15,8 @@ from support.duty import Backend, duty_agent, enrolled_device, fleet_backend
 from support.fleet import Device, FleetCa, fleet_ca
 from support.https_server import HttpsServer
 from support.wrong_clock import WrongClock
+from tpm_mtls.doctor.diagnosis import Settings, diagnose
+from tpm_mtls.doctor.servers import backend_peer
 from tpm_mtls.errors import AgentRefusedError, SimulatorError
 from tpm_mtls.structures import ek_hash, parse_public_area
 
@@ -75,6 +77,11 @@ def test_trusted_then_refused_by_name_then_approved(device: Device, backend: Bac
         backend.server("device", "approve", name_of(device))
         assert agent.attested_again()["trusted"]
         assert agent.end() == 0
+
+    where = Settings(tcti=device.tpm.tcti, folder=device.folder, peers=(backend_peer(backend.url + "/health"),))
+    found = diagnose(where, now=lambda: datetime.now(UTC))
+    assert found.problems == []
+    assert {each.check for each in found.findings if each.level == "ok"} >= {"network.ca", "network.backend"}
 
 
 def test_a_tpm_that_vanishes_and_comes_back(device: Device, backend: Backend, tmp_path: Path) -> None:

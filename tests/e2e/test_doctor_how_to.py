@@ -1,4 +1,4 @@
-"""docs/how-to/when-something-fails.md: its commands as they stand, on a device that a real CA enrolled."""
+"""docs/how-to/when-something-fails.md: its commands as they stand, on a device that is well."""
 
 from __future__ import annotations
 
@@ -7,28 +7,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tpm_mtls.doctor
-from support.duty import enrolled_device, fleet_backend
-from support.fleet import fleet_ca
 from support.how_to import HowTo
+from support.https_server import HttpsServer, fixed, http
+from support.patient import Patient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from support.tpm import SimulatedTpm
 
 PAGE = "when-something-fails"
 
 
-def test_the_page_is_as_it_says(make_tpm: Callable[..., SimulatedTpm], tmp_path: Path) -> None:
-    with fleet_ca(tmp_path / "home") as ca, fleet_backend(ca, tmp_path / "backend") as backend:
-        device = enrolled_device(make_tpm(ek_certificates=True), ca, tmp_path / "identity")
+def test_the_page_is_as_it_says(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    device = Patient(tpm, tmp_path)
+    with HttpsServer(device.server_context(), fixed(http(200))) as server:
+        device.change_record(ca_url=server.url(""))
         instead = {
             "tpm-mtls doctor": f"tpm-mtls doctor --state-dir {device.folder}",
             "/var/lib/tpm-mtls": str(device.folder),
-            "https://ca.example:8443": ca.url,
-            "https://backend.example:9443": backend.url,
+            "https://ca.example:8443": server.url(""),
+            "https://backend.example:9443/": server.url(),
         }
-        page = HowTo(PAGE, device.tpm, tmp_path, instead)
+        page = HowTo(PAGE, tpm, tmp_path, instead)
         (well,) = page.run_section("Ask the doctor")
         assert well.stdout.splitlines()[-1] == "no problems, 1 warning"
         assert "identity.key            the device's key signs" in well.stdout
