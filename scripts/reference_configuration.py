@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reference_api import ROOT, Module, attributes, load_module, passages
+from reference_units import units_section
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -102,7 +103,7 @@ IN_THE_TPM = (
 def configuration_page() -> str:
     """The page."""
     parts = ["# Configuration", MADE, *_sources(), *_file(), *_variables(), *_allow_list(), *_hardening()]
-    parts += [*_latency_models(), *_folders()]
+    parts += [*units_section(), *_latency_models(), *_folders()]
     return "\n\n".join(parts) + "\n"
 
 
