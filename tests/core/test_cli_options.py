@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tpm_mtls.cli_options import progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,3 +43,17 @@ def test_an_identity_folder_of_another_user_stops_only_commands_that_need_it(clo
     assert done.returncode == 8
     assert f"error: cannot read {closed}/identity.json: permission denied\n" in done.stderr
     assert "hint: run it as a user who may" in done.stderr
+
+
+def test_progress_is_for_a_person_at_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress("waiting")
+    assert capsys.readouterr() == ("", "")
+
+    controller, terminal = pty.openpty()
+    with open(controller, "rb", buffering=0) as screen, open(terminal, "w") as stderr:  # noqa: PTH123 - descriptors
+        monkeypatch.setattr(sys, "stderr", stderr)
+        progress("waiting")
+        assert screen.read(100) == b"waiting\r\n"
+    assert capsys.readouterr().out == ""

@@ -111,8 +111,8 @@ def test_what_others_say_or_what_is_no_fault_is_no_problem(said: Failed) -> None
     [
         (PeerReport(peer=CA, status=200), "ok", "the CA at https://ca.example:443 answered"),
         (PeerReport(peer=BACKEND, status=404), "ok", "the backend at https://backend.example:9443 answered"),
-        (PeerReport(peer=CA, status=404), "problem", "HTTP 404"),
-        (PeerReport(peer=BACKEND, status=503), "problem", "HTTP 503"),
+        (PeerReport(peer=CA, status=400), "problem", "HTTP 400"),
+        (PeerReport(peer=BACKEND, status=500), "problem", "HTTP 500"),
         (PeerReport(peer=BACKEND, status=401), "problem", "refuses this device (HTTP 401)"),
         (PeerReport(peer=BACKEND, status=403, reason="revoked"), "problem", "refuses this device (HTTP 403: revoked)"),
         (PeerReport(peer=CA, error=error("StorageError", "no file")), "problem", "nobody to trust: no file"),
@@ -152,10 +152,10 @@ def test_a_device_key_signs_and_servers_are_reached(tpm: SimulatedTpm, tmp_path:
 
 def test_a_refusal_is_told_in_the_servers_own_words_on_one_line(tpm: SimulatedTpm, tmp_path: Path) -> None:
     patient = Patient(tpm, tmp_path)
-    refusal = http(403, json.dumps({"error": "certificate\nrevoked"}).encode())
+    refusal = http(403, json.dumps({"error": "certificate\nrevoked" + 300 * "!"}).encode())
     with HttpsServer(patient.server_context(), fixed(refusal)) as server:
         found = try_openssl(job(patient, peers=(backend_peer(server.url()),)))
-    assert [(each.status, each.reason) for each in found.peers] == [(403, "certificate revoked")]
+    assert [(each.status, each.reason) for each in found.peers] == [(403, f"certificate revoked{181 * '!'}")]
 
 
 def test_a_key_that_is_gone_does_not_sign(tpm: SimulatedTpm, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from tpm_mtls.attestation.health import Caution, Check, Condition, Failure, HealthReport
+from support.tpm_condition import WELL
+from tpm_mtls.attestation.health import Caution, Check, Failure, HealthReport
 from tpm_mtls.errors import IdentityError, StorageError, TpmMemoryError, TpmRefusedError, TpmUnavailableError
 from tpm_mtls_agent.health import HEALTH, MAINTENANCE, METRICS, change_of, load_health, publish, status_line
 from tpm_mtls_agent.health.classify import Result, Skipped, cautions, failures
@@ -20,33 +21,13 @@ from tpm_mtls_agent.health.metrics import as_metrics
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tpm_mtls.attestation.health import Condition
     from tpm_mtls.errors import TpmMtlsError
 
-CONDITION = Condition(
-    vendor="NTC",
-    firmware="7.2.5.0",
-    self_test="passed",
-    transient_loaded=0,
-    transient_available=3,
-    sessions_loaded=0,
-    sessions_available=3,
-    sessions_active=0,
-    sessions_active_available=64,
-    persistent=2,
-    persistent_available=5,
-    nv_indices=4,
-    nv_counters=0,
-    nv_counters_available=8,
-    lockout_counter=0,
-    lockout_limit=32,
-    lockout_interval=7200,
-    lockout_recovery=86400,
-    locked_out=False,
-)
 HEALTHY = HealthReport(
     time=1_795_312_800,
     checks=(Check(name="wrap", outcome="passed", seconds=0.25), Check(name="quote", outcome="skipped")),
-    condition=CONDITION,
+    condition=WELL,
 )
 ENC = Failure(kind="EncFailure", reason="it does not wrap", hint="replace it")
 SIGN = Failure(kind="SignFailure", reason="it does not sign", hint="boot again")
@@ -80,7 +61,7 @@ def kinds(*found: Failure | Caution) -> list[str]:
 def test_each_failed_check_is_a_class_of_its_own_and_a_silent_tpm_another(
     errors: dict[str, TpmMtlsError], expected: list[str]
 ) -> None:
-    assert kinds(*failures(results(**errors), CONDITION, None)) == expected
+    assert kinds(*failures(results(**errors), WELL, None)) == expected
 
 
 def test_a_silent_tpm_is_told_once_whoever_found_out() -> None:
@@ -89,10 +70,10 @@ def test_a_silent_tpm_is_told_once_whoever_found_out() -> None:
 
 
 def test_a_failed_self_test_is_a_failure_beside_the_others() -> None:
-    failed = replace(CONDITION, self_test="failed")
+    failed = replace(WELL, self_test="failed")
     assert kinds(*failures(results(), failed, None)) == ["SelfTestFailure"]
     assert kinds(*failures(results(wrap=FULL), failed, None)) == ["SelfTestFailure", "EncFailure"]
-    assert kinds(*failures(results(), replace(CONDITION, self_test="pending"), None)) == []
+    assert kinds(*failures(results(), replace(WELL, self_test="pending"), None)) == []
 
 
 def test_failure_mode_is_a_failed_self_test_and_no_warning() -> None:
@@ -109,29 +90,29 @@ def warned(condition: Condition, *, raw: bool = True) -> list[str]:
 
 
 def test_a_healthy_tpm_is_no_reason_for_a_warning() -> None:
-    assert warned(CONDITION) == []
+    assert warned(WELL) == []
 
 
 def test_nv_memory_is_nearly_full_below_two_places() -> None:
-    assert warned(replace(CONDITION, persistent_available=1)) == ["NvNearlyFull"]
-    assert warned(replace(CONDITION, nv_counters_available=0)) == ["NvNearlyFull"]
-    assert warned(replace(CONDITION, persistent_available=2, nv_counters_available=2)) == []
+    assert warned(replace(WELL, persistent_available=1)) == ["NvNearlyFull"]
+    assert warned(replace(WELL, nv_counters_available=0)) == ["NvNearlyFull"]
+    assert warned(replace(WELL, persistent_available=2, nv_counters_available=2)) == []
 
 
 def test_lockout_and_the_way_there_are_warnings() -> None:
-    assert warned(replace(CONDITION, lockout_counter=1)) == ["LockoutCounter"]
-    (caution,) = cautions(results(), replace(CONDITION, lockout_counter=32, locked_out=True), None, raw=False)
+    assert warned(replace(WELL, lockout_counter=1)) == ["LockoutCounter"]
+    (caution,) = cautions(results(), replace(WELL, lockout_counter=32, locked_out=True), None, raw=False)
     assert (caution.kind, "32 of 32" in caution.text, "7200 s" in caution.hint) == ("Lockout", True, True)
 
 
 def test_what_is_left_loaded_matters_only_without_a_resource_manager() -> None:
-    leaked = replace(CONDITION, transient_loaded=2, sessions_active=1)
+    leaked = replace(WELL, transient_loaded=2, sessions_active=1)
     assert warned(leaked) == ["LeakedObjects", "LeakedSessions"]
     assert warned(leaked, raw=False) == []
 
 
 def test_known_bad_firmware_is_named_with_its_fault() -> None:
-    (caution,) = cautions(results(), replace(CONDITION, firmware="1.3.2.8"), None, raw=False)
+    (caution,) = cautions(results(), replace(WELL, firmware="1.3.2.8"), None, raw=False)
     assert caution.kind == "KnownBadFirmware"
     assert "CVE-2023-1017" in caution.text
     assert "Nuvoton SA-003" in caution.hint
@@ -147,7 +128,7 @@ def test_a_tpm_that_does_not_say_how_it_is_is_a_warning_and_a_silent_one_a_failu
 def test_a_skipped_check_may_have_a_warning() -> None:
     caution = Caution(kind="SignUnchecked", text="unknown", hint="give it")
     skipped = [Result("quote", 0.1, skipped=Skipped()), Result("sign", 0.1, skipped=Skipped(caution))]
-    assert cautions(skipped, CONDITION, None, raw=True) == (caution,)
+    assert cautions(skipped, WELL, None, raw=True) == (caution,)
     assert [each.as_check() for each in skipped] == [
         Check(name="quote", outcome="skipped"),
         Check(name="sign", outcome="skipped"),
@@ -284,7 +265,7 @@ def test_the_metrics_say_what_the_report_says() -> None:
 
 
 def test_a_tpm_s_own_words_cannot_break_the_metrics() -> None:
-    evil = replace(CONDITION, vendor='a"\\\n} 1', firmware="x{")
+    evil = replace(WELL, vendor='a"\\\n} 1', firmware="x{")
     assert (
         samples(replace(HEALTHY, condition=evil))[
             'tpm_mtls_tpm_info{vendor="a\\"\\\\\\n} 1",firmware="x{",self_test="passed"}'
