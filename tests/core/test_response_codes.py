@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tpm_mtls import errors
 from tpm_mtls.relay import relay_tcti
-from tpm_mtls.response_codes import describe, refusal_class, tpm_error
+from tpm_mtls.response_codes import describe, explain, refusal_class, tpm_error
 from tpm_mtls_relay import errors as relay
 
 
@@ -126,3 +126,11 @@ def test_through_the_relay_the_error_names_the_tpm_behind_it() -> None:
     assert str(error) == "no TPM answers at device:/dev/tpm0 (response code 0xa000a)"
     assert "--tcti device:/dev/tpmrm0" in error.hint
     assert "libtss2-tcti-cmd" in tpm_error(0xA0015, doing="do it", tcti=through).hint
+
+
+def test_what_a_tpm_2_0_may_answer_one_day_is_not_taken_for_a_tpm_1_2s() -> None:
+    """Bit 8 of a code of format zero: part 2, 6.6.1."""
+    assert explain(0x17F).meaning is None
+    meaning = explain(0x07F).meaning
+    assert meaning is not None
+    assert meaning.name == "TPM 1.2 response code"

@@ -70,9 +70,13 @@ def test_a_transport_that_is_not_installed_is_named() -> None:
     assert "libtss2-tcti-tabrmd" in error.hint
 
 
-@pytest.mark.parametrize("rc", [0x80011, 0x70011, 0x80013])
+@pytest.mark.parametrize("rc", [0x70011, 0x80011, 0x80013, 0x90013])
 def test_an_answer_that_is_no_tpms_is_no_tpm(rc: int) -> None:
-    assert isinstance(tpm_error(rc, doing="-", tcti="cmd:cat"), TpmUnavailableError)
+    error = tpm_error(rc, doing="-", tcti="cmd:cat")
+    assert isinstance(error, TpmUnavailableError)
+    said = "what answers is no TPM" if rc & 0xFF == 17 else "the answer is shorter than a TPM's"
+    assert str(error) == f"{said} at cmd:cat (response code {rc:#x})"
+    assert error.hint == "does the TCTI string name a TPM 2.0, and nothing else?"
 
 
 @contextmanager

@@ -18,8 +18,6 @@ from tpm_mtls.response_codes.relay import NO_TPM, RELAY
 
 _LAYER_SHIFT = 16
 _TCTI_LAYER = 10
-_STACK = {7, 8, 9}  # ESAPI, SAPI, MU
-_NO_TPM_ANSWER = {17, 19}  # TSS2_BASE_RC_MALFORMED_RESPONSE, INSUFFICIENT_RESPONSE: what answered is no TPM
 _TCTI_BAD_VALUE = 0xA000B
 _TCTI_NOT_SUPPORTED = 0xA0015
 
@@ -86,8 +84,7 @@ def _unavailable(rc: int, through: str) -> TpmUnavailableError | None:
             hint=f"install the package of {library}, or name another --tcti",
             tcti=tcti,
         )
-    layer = rc >> _LAYER_SHIFT
-    if layer == _TCTI_LAYER or rc in _BROKEN_CONNECTION or (layer in _STACK and rc & 0xFFFF in _NO_TPM_ANSWER):
+    if rc >> _LAYER_SHIFT == _TCTI_LAYER or rc in _BROKEN_CONNECTION:
         return TpmUnavailableError(
             f"no TPM answers at {tcti} (response code {rc:#x})", hint=_why_silent(tcti), tcti=tcti
         )
