@@ -17,10 +17,7 @@ _SOCKET: Final = re.compile(r"(?:pcap:)?(?:swtpm|mssim):(?:.*,)?host=([^,]+)")
 
 _KERNEL: Final = "what does the kernel say: dmesg | grep -i tpm; a chip that hangs needs power off and on"
 _REASONS: Final = {
-    errno.EBUSY: (
-        "is in use, and admits one program at a time",
-        "tpm-mtls doctor names who holds it; several programs at once may use --tcti device:{managed}",
-    ),
+    errno.EBUSY: ("is in use, and admits one program at a time", "tpm-mtls doctor, as root, names who holds it"),
     errno.ENODEV: ("has no driver behind it any more", _KERNEL),
     errno.ENXIO: ("has no driver behind it", _KERNEL),
     errno.EPERM: (
@@ -45,8 +42,8 @@ def with_reason(error: TpmMtlsError, *, open_node: Callable[[str, int], int] = o
     found = None
     if device := _DEVICE.fullmatch(error.tcti):
         found = _why_shut(device[1], open_node)
-    elif socket := _SOCKET.match(error.tcti):
-        found = _why_unknown(socket[1])
+    elif simulator := _SOCKET.match(error.tcti):
+        found = _why_unknown(simulator[1])
     if found is None:
         return error
     reason, hint = found
@@ -55,11 +52,13 @@ def with_reason(error: TpmMtlsError, *, open_node: Callable[[str, int], int] = o
 
 def _why_shut(path: str, open_node: Callable[[str, int], int]) -> tuple[str, str] | None:
     try:
-        os.close(open_node(path, os.O_RDWR | os.O_CLOEXEC))
+        os.close(open_node(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError as error:
         said, hint = _REASONS.get(error.errno or 0, (f"cannot be opened, {(error.strerror or '').lower()}", _KERNEL))
         managed = re.sub(r"tpm(?=\d+$)", "tpmrm", path)
-        return f"{path} {said}", hint.format(path=path, managed=managed)
+        if error.errno == errno.EBUSY and managed != path:
+            hint += f"; several programs at once may use --tcti device:{managed}"
+        return f"{path} {said}", hint.replace("{path}", path)
     return None
 
 

@@ -21,6 +21,7 @@ def explained(tcti: str, number: int = 0) -> TpmMtlsError:
     def open_node(path: str, flags: int) -> int:
         assert path == tcti.rpartition(":")[2]
         assert flags & os.O_ACCMODE == os.O_RDWR
+        assert flags & os.O_NONBLOCK
         if number:
             raise OSError(number, os.strerror(number))
         return os.open("/dev/null", flags)
@@ -33,6 +34,8 @@ def explained(tcti: str, number: int = 0) -> TpmMtlsError:
     [
         ("device:/dev/tpm0", errno.EBUSY, "/dev/tpm0 is in use, and admits one program", "device:/dev/tpmrm0"),
         ("pcap:device:/dev/tpm7", errno.EBUSY, "/dev/tpm7 is in use, and admits one program", "device:/dev/tpmrm7"),
+        ("device:/dev/{0}", errno.EBUSY, "/dev/{0} is in use", "names who holds it"),
+        ("device:/dev/other", errno.EBUSY, "/dev/other is in use", "as root, names who holds it"),
         ("device:/dev/tpmrm0", errno.ENODEV, "/dev/tpmrm0 has no driver behind it any more", "dmesg"),
         ("device:/dev/tpmrm0", errno.ENXIO, "/dev/tpmrm0 has no driver behind it", "dmesg"),
         ("device:/dev/tpmrm0", errno.EPERM, "kept from this program by a sandbox", "DeviceAllow=/dev/tpmrm0 rw"),
