@@ -38,6 +38,9 @@ FOLDER = Path(__file__).parents[2] / "docs" / "tutorial"
 PORTS = ("8080", "8443", "8444", "9443", "9444")  # in a test each is another one, that is free
 _FREE_PORTS = range(12000, 20000)  # below those of simulated TPMs and of outgoing connections
 _MARK = "==step=="
+# What a shell does at each prompt: it forgets the jobs that have ended, so that the next one is %1 again. In a script
+# bash 5.2.37 (Debian 13) keeps them, 5.2.15 (Debian 12) does not.
+_PROMPT = "jobs > /dev/null"
 _BLOCK = re.compile(r"^```(?P<language>sh|console)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 _STATUS = re.compile(r"\s+# exit status (?P<status>\d+)$")
 _MONTHS = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec"
@@ -53,6 +56,7 @@ _MASKS = tuple(
         (r"(?<=:)\d{4,5}\b|(?<=port=)\d+", "<port>"),
         (r" *[+-]?\b\d+(\.\d+)? (µs|ms|s|seconds)\b", " <time>"),
         (r"\(\d{2,}\)", "(<pid>)"),
+        (r"\bCN ?= ?", "CN="),  # OpenSSL 3.2 and later print a name without the blanks
     )
 )
 
@@ -198,7 +202,7 @@ class Reader:
 
     def _marked(self, step: Step) -> str:
         return (
-            f"echo '{_MARK} begin'\n{self.typed(step.commands)}\nended_with=$?\n"
+            f"{_PROMPT}\necho '{_MARK} begin'\n{self.typed(step.commands)}\nended_with=$?\n"
             f"printf '\\n{_MARK} end %s\\n' $ended_with\n[ $ended_with = {step.status} ] || exit 1\n"
         )
 

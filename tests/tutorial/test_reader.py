@@ -63,6 +63,17 @@ def test_a_page_ends_its_servers(follow: Callable[[str], None]) -> None:
         follow(console("$ sleep 60 > log &"))
 
 
+def test_a_job_that_has_ended_gives_its_number_back(follow: Callable[[str], None]) -> None:
+    """As at a prompt, whatever bash does in a script."""
+    follow(console("$ sleep 60 > log &", "$ kill %1", "$ sleep 0.1", "$ sleep 60 > log &", "$ kill %1"))
+
+
+def test_a_name_is_shown_as_either_version_of_openssl_prints_it(follow: Callable[[str], None]) -> None:
+    follow(console("$ echo subject=CN=pump", "subject=CN = pump", "$ echo subject=CN = pump", "subject=CN=pump"))
+    with pytest.raises(AssertionError, match="CN=valve"):
+        follow(console("$ echo subject=CN=valve", "subject=CN = pump"))
+
+
 def test_ports_are_free_ones_and_shown_as_written(follow: Callable[[str], None]) -> None:
     follow(console("$ echo https://localhost:8443/", "https://localhost:8443/", "$ [ 8443 -ge 12000 ]"))
 
