@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tpm_mtls.cli import main
+from tpm_mtls.cli import main, run
 from tpm_mtls.command_group import CommandGroup, first_sentence
 
 if TYPE_CHECKING:
@@ -61,6 +61,36 @@ def test_a_group_lists_what_is_not_hidden_in_whole_and_in_lines_that_fit() -> No
     assert " ".join(text.partition("Commands:")[2].split()) == f"bare long {words}"
     assert all(len(line) <= 60 for line in text.splitlines())
     assert "Commands" not in CommandGroup("empty").get_help(click.Context(CommandGroup("empty"), info_name="empty"))
+
+
+@pytest.mark.parametrize("path", [(), ("keygen",), ("pki", "token")])
+def test_without_a_command_a_group_shows_its_help_and_complains_of_nothing(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(path) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"Usage: {' '.join(('tpm-mtls', *path))} [OPTIONS] COMMAND")
+    assert "\nCommands:\n" in err
+    assert "error" not in err.partition("Exit status")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["keygne"], "no such command 'keygne': did you mean 'keygen'?"),
+        (["keygen", "fist-boot"], "no such command 'fist-boot': did you mean 'first-boot'?"),
+        (["keygen", "re"], "no such command 're'"),
+        (["--quiet"], "no such option '--quiet'"),
+        (["keygen", "--quiet"], "no such option '--quiet'"),
+    ],
+)
+def test_what_is_misspelt_is_told_with_what_may_be_meant(
+    arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = " ".join(["tpm-mtls", *arguments[:-1]])
+    assert run(arguments) == 2
+    assert capsys.readouterr() == ("", f"tpm-mtls: error: {error}\ntpm-mtls: hint: see {group} --help\n")
 
 
 @pytest.mark.parametrize(
