@@ -66,7 +66,8 @@ def main(*, debug: bool) -> None:
     \b
     Try it without a TPM:
       tpm-mtls simulator start --dir /tmp/tpm
-      tpm-mtls keygen create --tcti "$(tpm-mtls simulator status --dir /tmp/tpm)" --out device.key.pem
+      tpm-mtls keygen create --out device.key.pem \\
+        --tcti "$(tpm-mtls simulator status --dir /tmp/tpm)"
 
     \b
     Something does not work:
