@@ -136,10 +136,11 @@ def test_a_damaged_identity_is_told_once_and_keeps_nobody_from_his_secrets(tpm: 
     with agent_process(tpm, tmp_path, "--run-dir", device.run_dir, "--interval", "1s") as agent:
         agent.client.set("key", "value")
         (device.folder / "identity.json").write_text("{")
-        time.sleep(2.5)
+        agent.until_said("identity.json")
+        time.sleep(1.5)  # for another check
         assert agent.client.get("key") == "value"
         (device.folder / "identity.json").write_bytes(record)
-        time.sleep(1.5)
+        agent.until_said("can be read again")
         log = agent.end()
     assert len([line for line in log.splitlines() if "WARNING" in line and "identity.json" in line]) == 1
     assert log.count("can be read again") == 1

@@ -92,7 +92,7 @@ def test_a_client_whose_certificate_has_expired_is_refused_even_if_it_lies_about
     version: ssl.TLSVersion, ca: TestCa, server: IdentityContext
 ) -> None:
     identity = ca.software_identity("device")
-    end = now() + dt.timedelta(seconds=2)
+    end = now() + dt.timedelta(seconds=3)
     identity.certificate.write_bytes(ca.certify(public_key(identity), "device", not_after=end).read_bytes())
     client = make_client(identity, version)
     client.sessions = SessionCache(clock=lambda: 0)

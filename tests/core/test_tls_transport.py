@@ -17,6 +17,7 @@ import pytest
 from support.device_ca import DeviceCa
 from support.https import device_context, tls_socket
 from support.recorder import Recorder
+from support.waiting import comes
 from tpm_mtls.tls import server_context
 from tpm_mtls.tls.transport import TlsProtocol, TlsTimeouts
 
@@ -137,12 +138,15 @@ def test_an_application_that_pauses_in_the_middle_gets_the_rest_later(with_pair:
 
         pair.application.data_received = first  # type: ignore[method-assign] # the test's own class
         await asyncio.to_thread(pair.sock.sendall, b"x" * 60_000)
-        await asyncio.sleep(0.1)
-        assert 0 < len(pair.application.data) <= 16384
-        for _ in range(10):
+        await comes(lambda: pair.application.data, "nothing was received")
+        await asyncio.sleep(0.05)
+        assert len(pair.application.data) <= 16384
+
+        def all_came() -> bool:
             pair.transport.resume_reading()
-            await asyncio.sleep(0.02)
-        assert len(pair.application.data) == 60_000
+            return len(pair.application.data) == 60_000
+
+        await comes(all_came, "the rest was not received")
 
     with_pair(test)
 

@@ -330,14 +330,17 @@ def test_bodies_are_capped(host: EstHost, registrar: Registrar, size: int, statu
 
 def test_whoever_dawdles_is_cut_off(registrar: Registrar) -> None:
     """In the TLS handshake, in the headers, and in the body."""
-    limits = {"handshake_timeout": 0.3, "idle_timeout": 0.5, "body_timeout": 0.3}
-    with est_host(registrar, **limits) as host:
-        with socket.create_connection(("127.0.0.1", host.port), 10) as raw:
-            assert raw.recv(1) == b""
+    with (
+        est_host(registrar, handshake_timeout=0.3) as host,
+        socket.create_connection(("127.0.0.1", host.port), 10) as raw,
+    ):
+        assert raw.recv(1) == b""
+    with est_host(registrar, idle_timeout=0.5, body_timeout=0.3) as host:
         with _connect(host) as headers:
             begun = time.monotonic()
-            _drip(headers)
-            assert headers.recv(1) == b""
+            with contextlib.suppress(OSError):  # it may be cut off already
+                _drip(headers)
+                assert headers.recv(1) == b""
             assert time.monotonic() - begun < 5
         with _connect(host) as silent:
             assert silent.recv(1) == b""

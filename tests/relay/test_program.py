@@ -71,7 +71,7 @@ def test_libtss2_ends_it_by_sigterm_and_waits_for_it(tpm: SimulatedTpm, relay: R
     before = time.monotonic()
     relay.process.send_signal(signal.SIGTERM)
     assert relay.process.wait(timeout=10) == 0
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < 5
     assert tpm.handles("transient") == []
     relay.wait()
 

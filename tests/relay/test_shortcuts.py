@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,13 +28,13 @@ from support.tpm_commands import (
     start_sequence,
 )
 from support.tpm_keys import make_key
+from support.waiting import until
 from tpm_mtls.relay import relay_tcti
 from tpm_mtls_relay.errors import RelayError
 from tpm_mtls_relay.loaded.objects import Objects
 from tpm_mtls_relay.messages import commands
 from tpm_mtls_relay.messages.responses import success
 from tpm_mtls_relay.messages.wire import HEADER, code_of, simple_command
-from tpm_mtls_relay.service import QUIET
 from tpm_mtls_relay.shortcuts.repeats import PATIENCE
 from tpm_mtls_relay.shortcuts.virtual_handles import VirtualHandles
 
@@ -111,7 +110,7 @@ def test_the_program_unloads_it_when_it_hears_nothing(tpm: SimulatedTpm, tmp_pat
     with relay_process(tpm) as relay:
         handle = handle_in(relay(load(tmp_path, RSA)))
         assert code_of(relay(flush(handle))) == 0
-        time.sleep(3 * QUIET)
+        until(lambda: tpm.handles("transient") == [], "it kept the key")
         relay.process.kill()  # nothing can be done at its end
         relay.close()
     assert tpm.handles("transient") == []

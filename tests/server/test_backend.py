@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -385,8 +386,9 @@ def test_a_slow_head_ends_the_connection(make_backend: Callable[..., BackendThre
         begun = time.monotonic()
         sock.sendall(b"GET /whoami HTTP/1.1\r\nHost: x\r\n")
         time.sleep(0.2)
-        sock.sendall(b"X: dribbling does not prolong it\r\n")
-        assert sock.recv(1) == b""
+        with contextlib.suppress(OSError):  # it may be cut off already
+            sock.sendall(b"X: dribbling does not prolong it\r\n")
+            assert sock.recv(1) == b""
         assert 0.2 < time.monotonic() - begun < 5
 
 

@@ -274,11 +274,12 @@ def test_sigterm_finishes_what_runs_and_closes_what_is_idle(running: BackendProc
     idle.sendall(b"GET /whoami HTTP/1.1\r\nHost: x\r\n\r\n")
     assert idle.recv(4096).startswith(b"HTTP/1.1 200 ")
     busy = tls_socket(running.port, device_context(device))
-    head = b"POST /telemetry HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n"
-    busy.sendall(head + b'{"a":')
+    head = b"POST /telemetry HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n"
+    busy.sendall(head + b"Expect: 100-continue\r\n\r\n")
+    assert busy.recv(4096).startswith(b"HTTP/1.1 100 "), "the server has begun to read the body"
+    busy.sendall(b'{"a":')
     untouched = tls_socket(running.port, device_context(device))
     unfinished = socket.create_connection(("127.0.0.1", running.port), timeout=20)
-    time.sleep(0.2)  # so that the server has begun to read the body
     running.signal(signal.SIGTERM)
     with idle, busy, untouched, unfinished:
         assert idle.recv(1) == b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -43,11 +44,23 @@ class AgentProcess:
         self.socket = socket
         self.state = state
         self.client = Client(socket)
+        self._said = b""
+
+    def until_said(self, text: str) -> None:
+        """Waits until ``text`` was on its stderr."""
+        assert self.process.stderr is not None
+        stderr = self.process.stderr.fileno()
+        while text.encode() not in self._said:
+            assert select.select([stderr], [], [], 60)[0], self._said
+            piece = os.read(stderr, 65536)
+            assert piece, self._said
+            self._said += piece
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Ends it by a signal; what it said on stderr."""
         self.process.send_signal(number)
-        return self.process.communicate(timeout=60)[1]
+        rest = self.process.communicate(timeout=60)[1]
+        return self._said.decode() + rest
 
     def raw(self, data: bytes) -> dict[str, object]:
         """What it answers to ``data``."""

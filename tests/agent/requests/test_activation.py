@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from support.agent import MemoryStore, RunningAgent, running_agent
+from support.waiting import comes
 from tpm_mtls.errors import StateError, StorageError, TpmUnavailableError, UsageError
 from tpm_mtls_agent.requests import listening
 from tpm_mtls_agent.requests.activation import activated_socket
@@ -295,8 +296,8 @@ def test_the_watchdog_is_fed_until_the_tpm_is_stuck(tmp_path: Path, monkeypatch:
                 return count
 
     async def test(agent: RunningAgent) -> None:
-        await asyncio.sleep(0.3)
-        assert fed() >= 3
+        for _ in range(3):
+            await comes(fed, "the watchdog was not fed")
         agent.store.gate.clear()
         stuck = asyncio.create_task(agent.ask("set", "key", value="v"))
         await asyncio.sleep(0.3)
@@ -305,8 +306,7 @@ def test_the_watchdog_is_fed_until_the_tpm_is_stuck(tmp_path: Path, monkeypatch:
         assert fed() == 0
         agent.store.gate.set()
         assert (await stuck)["ok"]
-        await asyncio.sleep(0.2)
-        assert fed() >= 1
+        await comes(fed, "the watchdog was not fed again")
 
     async def run() -> None:
         async with running_agent(tmp_path, limits=Limits(stuck=0.2)) as agent:
