@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from support.attested import COPY, DEVICE, AttestedBench
 from support.authority import est_host, make_token
 from support.certificates import TestCa
+from support.other_user import give, needs_root, not_given
 from support.power_cut import DIES_AT_FILE_CHANGE, TpmTap
 from tpm_mtls.attestation_key import load_attestation_key
 from tpm_mtls.certificates import certificate_spki
@@ -50,6 +51,19 @@ if TYPE_CHECKING:
     from tpm_mtls_pki.issuance import Registrar
 
 FILE = Wish(place=KeyPlace.TSS2, copy=True)
+
+
+@needs_root
+def test_what_root_does_by_hand_in_the_services_folder_the_service_can_go_on_with(attested: AttestedBench) -> None:
+    """First boot, renewal with a new key and restoring: all files are the user's whose folder it is."""
+    give(attested.folder)
+    attested.run(wish=FILE)
+    attested.renew(rotate_key=True)
+    assert run(attested.command("restore")) == 0
+    (attested.folder / CERTIFICATE).unlink()
+    assert run(attested.command("restore")) == 0
+    assert (attested.folder / CERTIFICATE).exists()
+    assert not not_given(attested.folder)
 
 
 @pytest.fixture(params=[COPY, FILE], ids=["persistent", "file"])

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from support.authority import attacking_extensions, make_csr, new_key
+from support.other_user import give, needs_root, not_given
 from tpm_mtls.certificates import load_certificates
 from tpm_mtls.cli import run
 from tpm_mtls.errors import UsageError
@@ -71,17 +72,30 @@ def test_a_server_certificate_has_the_names_given_and_not_the_csrs(
     assert "critical BasicConstraints CA:TRUE" in answer["ignored"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root administers another user's CA")
+@needs_root
+def test_a_ca_that_root_makes_in_the_services_folder_is_the_services(tmp_path: Path, secret: str) -> None:
+    folder = give(tmp_path / "ca")
+    assert run(["pki", "init", "--ca-dir", str(folder), "--name", "Example CA", "--passphrase", secret]) == 0
+    assert (folder / "store.sqlite").stat().st_mode & 0o777 == 0o600
+    assert not not_given(folder)
+
+
+@needs_root
+def test_a_token_that_root_makes_stays_roots(pki: Pki, tmp_path: Path) -> None:
+    """A secret in the clear is for who asked for it."""
+    out = give(tmp_path / "theirs") / "token"
+    pki("token", "create", "--device", "sensor-17", "--out", out)
+    assert out.stat().st_uid == 0
+
+
+@needs_root
 def test_root_administers_the_services_ca_and_leaves_nothing_that_the_service_cannot_open(
     pki: Pki, csr: Path, secret: str, ca_dir: Path
 ) -> None:
-    for path in (ca_dir, *ca_dir.iterdir()):
-        os.chown(path, 12345, 12345)
+    give(ca_dir)
     issued = pki("issue", "--csr", csr, "--profile", "device", "--name", "dev", "--passphrase", secret)
     pki("revoke", "--serial", issued["serial"], "--passphrase", secret)
-    for path in ca_dir.iterdir():
-        status = path.stat()
-        assert status.st_uid == 12345 or status.st_mode & stat.S_IROTH, path
+    assert not not_given(ca_dir)
 
 
 def test_a_public_key_will_do_instead_of_a_csr(pki: Pki, secret: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy
 
+from support.other_user import give, needs_root, not_given
 from tpm_mtls.errors import StorageError
 from tpm_mtls_server.database import Database
 
@@ -44,6 +45,18 @@ def test_who_reads_and_then_writes_loses_nothing(database: Database, tmp_path: P
         list(threads.map(lambda number: increment((database, other)[number % 2]), range(64)))
     assert value(database) == value(other) == 64
     other.close()
+
+
+@needs_root
+def test_what_root_makes_in_the_servers_folder_is_the_servers(tmp_path: Path) -> None:
+    """SQLite's journal and shared memory, too, while it is open."""
+    folder = give(tmp_path / "server")
+    database = Database(f"sqlite:///{folder}/below/server.db")
+    with database.writing() as connection:
+        connection.exec_driver_sql("CREATE TABLE counter (n INTEGER)")
+    assert len(list((folder / "below").iterdir())) == 3
+    assert not not_given(folder)
+    database.close()
 
 
 def spoil(database: Database) -> None:

@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.other_user import give, needs_root, not_given
 from tpm_mtls.errors import StorageError
 from tpm_mtls_agent.requests.audit import BURST, AuditLog
+from tpm_mtls_agent.requests.listening import locked
 from tpm_mtls_agent.requests.peers import Peer
 
 if TYPE_CHECKING:
@@ -46,6 +49,16 @@ def log(path: Path, clock: Clock) -> Iterator[AuditLog]:
     log = AuditLog(path, now=lambda: datetime(2026, 11, 22, 4, 5, 6, 789000, UTC), monotonic=clock)
     yield log
     log.close()
+
+
+@needs_root
+def test_a_log_or_a_lock_that_root_makes_is_of_the_folders_owner(tmp_path: Path) -> None:
+    """An agent that root has started once leaves nothing that the service could not open."""
+    folder = give(tmp_path / "theirs")
+    with closing(AuditLog(folder / "audit.jsonl")) as log, locked(folder / "lock", "held"):
+        log.write(PEER, "ok", seconds=0.1, action="get", secret="1a2b")
+    assert len(list(folder.iterdir())) == 2
+    assert not not_given(folder)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

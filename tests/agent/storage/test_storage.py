@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from support.other_user import give, needs_root, not_given
 from support.policies import Operator, extend, present_state
 from support.secret_store import contents, fill_nv, nv_indices, secret_files
 from support.tpm_commands import DirectTpm
@@ -51,6 +52,16 @@ START_HMAC_SESSION = simple_command(0x176, bytes.fromhex("40000007 40000007 0010
 NV_FULL, POLICY_FAIL = 0x14B, 0x99D
 
 PCR_7 = PolicyWish(pcrs="sha256:7")
+
+
+@needs_root
+def test_secrets_that_root_stores_are_of_the_folders_owner(tpm: SimulatedTpm, tmp_path: Path) -> None:
+    folder = give(tmp_path / "state")
+    with open_store(folder, tcti=tpm.tcti) as store:
+        store.set(NAME, VALUE)
+        store.set(b"large", LARGE)
+        store.delete(b"large")
+    assert not not_given(folder)
 
 
 class Costs:
