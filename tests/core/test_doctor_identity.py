@@ -115,6 +115,15 @@ def test_how_to_bring_a_certificate_back(kind: str, changes: dict[str, Any], rem
     assert lost.remedy.startswith(remedy)
 
 
+@pytest.mark.parametrize("day", [14, 20])
+def test_a_renewal_is_typed_for_this_folder(day: int) -> None:
+    ends = datetime(2027, 1, day, tzinfo=UTC)
+    (found,) = unwell(judge_identity(report(ends=ends), NOW))
+    assert found.remedy.startswith("tpm-mtls keygen renew --state-dir /state")
+    (found,) = unwell(judge_identity(report(ends=ends, folder=str(DEFAULT_FOLDER)), NOW))
+    assert "--state-dir" not in found.remedy
+
+
 def test_an_interrupted_enrollment_is_told_from_none() -> None:
     begun = report(record=None, entries=(Entry(name=KEY, mode=0o600, uid=0, size=200),))
     (found,) = unwell(judge_identity(begun, NOW))

@@ -120,8 +120,13 @@ def _certificate_back(report: IdentityReport, error: Failed) -> str:
     away = f"move {CERTIFICATE} away; then " if is_there else ""
     if report.record is None or not report.record.is_tpm:
         return f"{away}restore it from a backup; or enroll again"
+    return f"{away}get it back from the TPM's copy: {_keygen('restore', report)}; or enroll again"
+
+
+def _keygen(verb: str, report: IdentityReport) -> str:
+    """The command, as it is typed for this folder."""
     named = "" if report.folder == str(DEFAULT_FOLDER) else f" --state-dir {shlex.quote(report.folder)}"
-    return f"{away}get it back from the TPM's copy: tpm-mtls keygen restore{named}; or enroll again"
+    return f"tpm-mtls keygen {verb}{named}"
 
 
 def _certificate(report: IdentityReport, now: datetime) -> Iterator[Finding]:
@@ -142,13 +147,13 @@ def _certificate(report: IdentityReport, now: datetime) -> Iterator[Finding]:
         yield problem(
             check,
             f"the certificate expired: {until}; now it is {now:%Y-%m-%d %H:%M}",
-            "tpm-mtls keygen renew; if the CA takes no expired certificate: enroll again; or is the clock wrong?",
+            f"{_keygen('renew', report)}; if the CA takes no expired certificate: enroll again; or is the clock wrong?",
         )
     elif now > due:
         yield warning(
             check,
             f"the renewal is overdue since {due:%Y-%m-%d}: {until}",
-            "tpm-mtls keygen renew says why it does not work; does the agent or a timer renew it?",
+            f"{_keygen('renew', report)} says why it does not work; does the agent or a timer renew it?",
         )
     else:
         yield ok(check, until)
