@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import pwd
 import re
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -169,6 +170,16 @@ def test_a_machine_that_shows_nothing_has_nothing(tmp_path: Path) -> None:
     assert (seen.nodes, seen.chips, seen.holders, seen.modules) == ((), (), (), ())
     assert seen.announced == ""
     assert not seen.contained
+
+
+def test_the_groups_of_a_user_are_those_of_the_user_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As id(1) says them: whether the user is in a group, or it is the user's own."""
+    nowhere = Places(*(tmp_path / name for name in ("dev", "sys", "proc", "run")))
+    known = subprocess.run(["id", "-Gn", "--", pwd.getpwuid(os.geteuid()).pw_name], capture_output=True, check=True)
+    assert observe_machine(nowhere).member_of == tuple(sorted(known.stdout.decode().split()))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)  # a container's, without an entry
+    assert observe_machine(nowhere).member_of == ()
 
 
 def test_a_node_that_is_gone_again_and_owners_without_a_name_are_no_error(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def observe_machine(places: Places, wanted: Path | None = None) -> Machine:
     return Machine(
         user=user,
         groups=tuple(sorted({_group_name(each) for each in {*os.getgroups(), os.getegid()}})),
-        member_of=tuple(each.gr_name for each in grp.getgrall() if user in each.gr_mem),
+        member_of=_member_of(os.geteuid()),
         nodes=nodes,
         chips=tuple(_chips(places.sys / "class" / "tpm")),
         announced=_announced(places.sys / "firmware" / "acpi" / "tables"),
@@ -216,6 +216,15 @@ def _user_name(number: int) -> str:
         return pwd.getpwuid(number).pw_name
     except KeyError:
         return str(number)
+
+
+def _member_of(user: int) -> tuple[str, ...]:
+    """Asked for one user: a directory service such as SSSD does not list all groups, or takes long to."""
+    try:
+        entry = pwd.getpwuid(user)
+    except KeyError:
+        return ()
+    return tuple(sorted(map(_group_name, os.getgrouplist(entry.pw_name, entry.pw_gid))))
 
 
 def _group_name(number: int) -> str:

@@ -166,6 +166,13 @@ def test_a_value_that_a_change_needs_is_asked_for_before_it_is_begun(
         changed(text, found)
 
 
+def test_an_endorsement_key_takes_the_values_of_both_hierarchies() -> None:
+    found = observed()
+    unknown = {**found.authorizations, Hierarchy.ENDORSEMENT: Authorization(Standing.UNKNOWN)}
+    with pytest.raises(AuthorizationError, match="the endorsement hierarchy"):
+        changed("[endorsement]\nkeys = ['L-2']", replace(found, authorizations=unknown))
+
+
 def test_values_that_no_change_needs_may_be_unknown() -> None:
     text = "[endorsement]\nkeys = ['L-2']\n[lockout]\nmax_tries = 3"
     assert changed(text, observed(Standing.UNKNOWN, persisted=frozenset({EkTemplate.ECC_P256}))) == []
