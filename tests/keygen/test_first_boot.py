@@ -205,10 +205,10 @@ def test_an_enrolled_device_is_done_and_an_old_journal_goes() -> None:
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        (replace(EMPTY, srk_name="s1"), "is gone: nothing is there$"),
+        (replace(EMPTY, srk_name="s1"), "is gone: nothing is there\n"),
         (replace(EMPTY, srk_name="s2"), "is gone: nothing is there; this is another TPM, or it was cleared"),
         (replace(EMPTY, srk_name=None), "is gone: nothing is there; this is another TPM, or it was cleared"),
-        (replace(EMPTY, srk_name="s1", key_name="k2"), "is gone: something else is there$"),
+        (replace(EMPTY, srk_name="s1", key_name="k2"), "is gone: something else is there\n"),
     ],
 )
 def test_a_lost_persistent_key_is_told_and_never_replaced(facts: Facts, message: str) -> None:
@@ -304,16 +304,16 @@ def test_an_unfinished_first_boot_goes_on_unless_the_copy_is_of_the_same_key() -
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        (replace(EMPTY, srk_name=None, ek_sha256="e1"), "nothing is there; the TPM was cleared$"),
-        (replace(EMPTY, srk_name="s1", ek_sha256="e1"), "nothing is there$"),
+        (replace(EMPTY, srk_name=None, ek_sha256="e1"), "nothing is there; the TPM was cleared\n"),
+        (replace(EMPTY, srk_name="s1", ek_sha256="e1"), "nothing is there\n"),
         (replace(EMPTY, srk_name="s2", ek_sha256="e2"), "this is another TPM: it was replaced, or the disk"),
         (replace(EMPTY, srk_name="s1", ek_sha256="e2"), "this is another TPM: it was replaced, or the disk"),
         (
             replace(EMPTY, srk_name="s2", ek_sha256="e2", owner="sensor-18"),
-            "the disk of another device, the TPM belongs to sensor-18$",
+            "the disk of another device, the TPM belongs to sensor-18\n",
         ),
-        (replace(EMPTY, srk_name="s1", ek_sha256="e1", owner="sensor-18"), "nothing is there$"),
-        (replace(EMPTY, srk_name="s2", ek_sha256=None), "this is another TPM, or it was cleared$"),
+        (replace(EMPTY, srk_name="s1", ek_sha256="e1", owner="sensor-18"), "nothing is there\n"),
+        (replace(EMPTY, srk_name="s2", ek_sha256=None), "this is another TPM, or it was cleared\n"),
     ],
 )
 def test_the_endorsement_key_tells_what_happened(facts: Facts, message: str) -> None:
