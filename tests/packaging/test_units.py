@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -31,9 +31,6 @@ from tpm_mtls_agent.cli import run
 from tpm_mtls_agent.requests.access import parse_allow_list
 from tpm_mtls_agent.requests.listening import BACKLOG, DEFAULT_GROUP
 from tpm_mtls_agent.settings import Limits
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SERVICE = FOLDER / "tpm-mtls-agent.service"
 SOCKET = FOLDER / "tpm-mtls-agent.socket"
@@ -99,9 +96,12 @@ def test_the_agent_reaches_the_backend_and_shows_its_health_where_programs_look(
     (run_dir,) = (parameter.default for parameter in run.params if parameter.name == "run_dir")
     assert str(run_dir) == f"/run/{setting(SERVICE, 'RuntimeDirectory')}"
     copied_to = setting(SERVICE, "ExecStartPre").split()[-1]
+    for unit in (SERVICE, *AGENT_DROP_INS):
+        words = command(unit)
+        assert "--event-log" not in words or words[words.index("--event-log") + 1] == copied_to
     assert f"--event-log {copied_to}" in setting(SERVICE, "ExecStart")
     assert str(KERNEL_LOG) in setting(SERVICE, "ExecStartPre")
-    assert copied_to.startswith(f"{run_dir}/")
+    assert Path(copied_to).parent == run_dir.parent  # root writes it, so not where the agent may put links
 
 
 def test_the_socket_is_where_programs_expect_it_and_for_whom() -> None:
