@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,7 +50,8 @@ def test_it_does_what_the_plan_says_and_then_nothing(tpm: SimulatedTpm, provisio
     assert tpm.handles("persistent") == ["0x81000001", "0x81010002"]
     files = {path.name: path.stat().st_mode & 0o777 for path in (provision.folder / "state").iterdir()}
     assert files == {"owner.sealed": 0o600, "endorsement.sealed": 0o600, "lockout": 0o600}
-    lockout = (provision.folder / "state" / "lockout").read_text().strip()
+    lockout = (provision.folder / "state" / "lockout").read_text()
+    assert re.fullmatch("[0-9a-f]{32}", lockout)  # 128 bits, and no newline, which tpm2-tools' file: would take, too
     tpm.tool("tpm2_dictionarylockout", "--clear-lockout", "-p", lockout)
 
 

@@ -84,6 +84,10 @@ def test_an_empty_file_wants_only_the_storage_root_key() -> None:
         ("[owner]\nauthorization = 5", "expected `str"),
         ("[owner]\nauthorization = 'hunter2'", "neither sealed nor in a file"),
         ("[owner]\nauthorization = 'file:'", "neither sealed nor in a file"),
+        ('[owner]\nauthorization = "file:a\\u0000"', "neither sealed nor in a file"),
+        ("[endorsement]\nkey = 'certified'", "unknown field `key`"),
+        ("[lockout]\nmax_trys = 5", "unknown field `max_trys`"),
+        ("[platform]\ndisabled = true", "unknown field `disabled`"),
         ("[owner]\nauthorization='file:a'\n[lockout]\nauthorization='sealed:a'", "two authorization values in one"),
         ("[owner]\nauthorization='file:a'\n[lockout]\nauthorization='file:a.new'", "two authorization values in one"),
         ("[endorsement]\nkeys = ['L-9']", "no endorsement key 'L-9'"),
@@ -100,6 +104,14 @@ def test_anything_else_is_refused(text: str, error: str) -> None:
     with pytest.raises(UsageError, match=error) as refused:
         parse_settings(text.encode("latin-1"), "hardening.toml", FOLDER)
     assert "hunter2" not in f"{refused.value}{refused.value.hint}"
+
+
+def test_the_most_tries_and_a_key_named_twice_are_taken() -> None:
+    assert parsed("[lockout]\nmax_tries = 10000").max_tries == 10_000
+    assert parsed("[endorsement]\nkeys = ['L-2', 'L-1', 'L-2']").endorsement_keys == (
+        EkTemplate.ECC_P256,
+        EkTemplate.RSA_2048,
+    )
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:
@@ -149,6 +161,7 @@ def test_a_value_that_nobody_knows_is_asked_for(hierarchy: str) -> None:
     with pytest.raises(AuthorizationError, match=f"the {hierarchy} hierarchy has an authorization") as refused:
         changed(f"[{hierarchy}]\nauthorization = 'file:/o'", observed(Standing.UNKNOWN))
     assert f"--{hierarchy}-auth" in refused.value.hint
+    assert refused.value.rc == 0x9A2  # TPM_RC_BAD_AUTH, as a TPM would say it
 
 
 @pytest.mark.parametrize(
