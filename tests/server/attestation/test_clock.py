@@ -53,8 +53,8 @@ def test_what_a_genuine_tpm_does_passes(before: ClockState | None, now: ClockSta
 @pytest.mark.parametrize(
     ("before", "changes", "reason"),
     [
-        (BEFORE, {**LATER, "reset_count": 4}, "the TPM's reset counter fell by 1$"),
-        (but(BEFORE, reset_count=0), {**LATER, "reset_count": LAST}, "the TPM's reset counter fell by 1$"),
+        (BEFORE, {**LATER, "reset_count": 4}, "the TPM's reset counter fell by 1\n"),
+        (but(BEFORE, reset_count=0), {**LATER, "reset_count": LAST}, "the TPM's reset counter fell by 1\n"),
         (BEFORE, {**LATER, "restart_count": 5}, "the TPM's restart counter fell by 1 without a reset"),
         (BEFORE, {}, "the TPM's clock stood still without a reset"),
         (BEFORE, {"milliseconds": 9_999_999}, r"the TPM's clock fell by 0\.001 seconds without a reset"),

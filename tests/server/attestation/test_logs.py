@@ -106,7 +106,7 @@ def test_systemd_goes_on_where_its_boot_stub_began(pcr: int) -> None:
 
 def test_all_pcrs_that_are_wrong_are_named() -> None:
     others = ENTRIES[1:7]
-    refused(agile_log(*others), None, quoted(*ENTRIES), r"quoted PCRs 0 \(firmware\), 7 \(Secure Boot\)$")
+    refused(agile_log(*others), None, quoted(*ENTRIES), r"quoted PCRs 0 \(firmware\), 7 \(Secure Boot\)\n")
 
 
 def test_a_log_of_the_older_format_explains_nothing() -> None:
