@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _NOT_MEASURED = {"e2e", "keygen", "scripts", "tutorial"}
 """The folders whose tests start programs by the dozen, many of them to be killed."""
 
+_TPMS_BEFORE: set[str] = set()
+"""Where this process's simulated TPMs were: its connection to one of them would be taken for that to another there."""
+
 
 def pytest_configure() -> None:
     # a script's background job ignores Ctrl-C, and so would the programs that the tests start and interrupt
@@ -72,6 +75,10 @@ def make_tpm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
 
     def make(*, ek_certificates: bool = False) -> SimulatedTpm:
         tpm = SimulatedTpm(tmp_path_factory.mktemp("tpm"), ek_certificates=ek_certificates)
+        while tpm.tcti in _TPMS_BEFORE:
+            tpm.stop()
+            tpm = SimulatedTpm(tmp_path_factory.mktemp("tpm"), ek_certificates=ek_certificates)
+        _TPMS_BEFORE.add(tpm.tcti)
         made.append(tpm)
         return tpm
 

@@ -204,7 +204,7 @@ def test_status_fails_where_no_agent_listens(tmp_path: Path, capsys: pytest.Capt
     ("options", "code", "said"),
     [
         (["--allow", "/nowhere/allow.toml"], 8, "cannot read /nowhere/allow.toml: no such file"),
-        (["--audit", "/nowhere/audit.jsonl"], 8, "cannot open /nowhere/audit.jsonl: no such file"),
+        (["--audit", "/nowhere/audit.jsonl"], 8, "cannot write /nowhere/audit.jsonl: no such file"),
         (["--group", "no-such-group"], 2, "cannot be given to the group 'no-such-group'"),
         (["--pcrs", "sha256:99"], 2, "PCR"),
         (["--tcti", "nonsense"], 3, "not a TCTI string"),
