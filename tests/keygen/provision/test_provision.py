@@ -102,6 +102,30 @@ def test_a_value_that_somebody_set_is_changed(tpm: SimulatedTpm, provision: Hard
     provision.assert_done()
 
 
+def test_a_value_that_somebody_set_is_changed_to_the_one_that_lies_there(
+    tpm: SimulatedTpm, provision: Hardening
+) -> None:
+    tpm.tool("tpm2_changeauth", "-c", "o", "before")
+    (provision.folder / "state").mkdir()
+    provision.secret("state/owner", "own choice")
+    provision.write(OWNER_ONLY)
+    provision("apply", "--owner-auth", provision.secret("before", "before"))
+    assert accepted(tpm, "own choice")
+
+
+def test_a_lockout_authorization_that_is_kept_counts_before_one_that_was_begun(
+    tpm: SimulatedTpm, provision: Hardening
+) -> None:
+    """A wrong one that is tried would block the right one."""
+    tpm.tool("tpm2_changeauth", "-c", "l", "kept")
+    (provision.folder / "state").mkdir()
+    provision.secret("state/lockout", "kept")
+    provision.secret("state/lockout.new", "begun")
+    provision.write(LOCKOUT_ONLY)
+    assert set(provision("apply").values()) <= {None, "make it at 0x81000001"}
+    tpm.tool("tpm2_dictionarylockout", "--clear-lockout", "-p", "kept")
+
+
 def test_a_lockout_authorization_that_somebody_set_is_changed(tpm: SimulatedTpm, provision: Hardening) -> None:
     tpm.tool("tpm2_changeauth", "-c", "l", "before")
     provision.write(LOCKOUT_ONLY + "max_tries = 7\n")
