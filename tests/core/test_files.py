@@ -174,6 +174,26 @@ def test_a_new_folder_gets_its_mode_and_an_old_one_keeps_it(tmp_path: Path) -> N
     assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
 
 
+def test_a_link_to_nowhere_is_no_place_for_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StorageError, match=r"cannot make .*link: file exists"):
+        make_folder(tmp_path / "link")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_that_somebody_else_makes_at_the_same_instant_will_do(tmp_path: Path) -> None:
+    quicker = [tmp_path / "raced"]
+
+    def make(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "os.mkdir" and quicker and arguments[0] == "raced":
+            quicker.pop().mkdir(mode=0o700)
+
+    sys.addaudithook(make)  # for the process's life
+    make_folder(tmp_path / "raced")
+    assert not quicker
+    assert stat.S_IMODE((tmp_path / "raced").stat().st_mode) == 0o700
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match=r"cannot make .*file/folder"):
