@@ -82,7 +82,9 @@ def run(request: Request) -> int:
             return cannot_run(request.command[0], error)
         show.write(lines.summary(show.summary, command=Path(request.command[0]).name, status=status))
         if show.failure is not None and request.out is not None:
-            raise show.failure  # about stderr nobody could be told
+            raise show.failure
+        if show.failure is not None:
+            _discard(out)  # about stderr nobody could be told
     return status
 
 
@@ -152,6 +154,12 @@ def _output(path: Path | None) -> Iterator[TextIO]:
         return
     with storage_errors(path, "write"), path.open("w", encoding="utf-8") as file:
         yield file
+
+
+def _discard(out: TextIO) -> None:
+    """Sends what ``out`` still holds nowhere: it cannot be written, and Python 3.13 ends with status 120 for that."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), out.fileno())
 
 
 def _takes_color(out: TextIO) -> bool:
