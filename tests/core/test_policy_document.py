@@ -72,7 +72,8 @@ def test_what_is_written_is_read_again_and_by_the_relay(operator: Operator) -> N
         pytest.param(b"", "input data was truncated", id="nothing"),
         pytest.param(b"[]", "expected `object`", id="no object"),
         pytest.param(b"\xff", "malformed", id="no JSON"),
-        pytest.param(b'{"policy":[' + b'{"type":"or","branches":[[' * 2000, "recursion", id="deep"),
+        # Python 3.13 lets C code nest deeper than the limit of this file's size lets JSON
+        pytest.param(b'{"policy":[' + b'{"type":"or","branches":[[' * 2000, "(recursion|was truncated)", id="deep"),
         pytest.param(b" " * (LIMIT + 1), "larger than 65536 bytes", id="large"),
         pytest.param(policy_file(AUTH, format=2), "has format 2, expected 1", id="format"),
         pytest.param(policy_file(AUTH, more=1), "unknown field `more`", id="unknown field"),

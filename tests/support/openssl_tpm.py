@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tpm_mtls.openssl.provider import modules_folder
 
 if TYPE_CHECKING:
     from support.tpm import SimulatedTpm
 
-MODULES = Path(sys.prefix, "lib", "ossl-modules")
+MODULES = modules_folder()  # the environment's own on Debian 12, the system's on Debian 13
 
 
 def openssl_tpm(
@@ -20,11 +20,9 @@ def openssl_tpm(
     """Runs ``openssl COMMAND -provider tpm2 -provider default …`` against ``tpm``."""
     name, *rest = command
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENSSL_")}
-    if (MODULES / "tpm2.so").exists():
-        environment["OPENSSL_MODULES"] = str(MODULES)
     return subprocess.run(
         ["openssl", name, "-provider", "tpm2", "-provider", "default", *rest],
-        env=environment | {"TPM2OPENSSL_TCTI": tpm.tcti},
+        env=environment | {"OPENSSL_MODULES": str(MODULES), "TPM2OPENSSL_TCTI": tpm.tcti},
         input=stdin,
         capture_output=True,
         check=check,

@@ -79,11 +79,13 @@ def tls_program(
         folder: for files, and what the relay keeps.
         tap: where libtss2's pcap transport writes.
     """
+    from tpm_mtls.openssl.provider import modules_folder  # here: the program itself knows nothing of this project
+
     configuration = folder / "tls_program.cnf"
     configuration.write_text(_CONFIGURATION)
     environment = os.environ | {
         "OPENSSL_CONF": str(configuration),
-        "OPENSSL_MODULES": str(Path(sys.prefix, "lib", "ossl-modules")),
+        "OPENSSL_MODULES": str(modules_folder()),
         "TPM2OPENSSL_TCTI": tcti,
         "TCTI_PCAP_FILE": str(tap),
         "XDG_RUNTIME_DIR": str(folder),
