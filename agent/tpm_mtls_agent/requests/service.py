@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_SHORTEST_LOOK = 0.05
+"""Seconds between two looks at whether the account of a request that waits has asked for too many wrong names."""
+
 
 @dataclass(eq=False)
 class _Job:
@@ -118,14 +121,17 @@ class SecretService:
         self._queue.put(job.account, job)
         self._changed.set()
         try:
-            early = min(self._limits.wrong_name_wait, self._limits.queue)
-            await asyncio.wait([job.done], timeout=early)
-            if not job.begun and (seconds := self._wait(job.account)) > 0:
-                raise AgentRefusedError(
-                    "this user asked for too many names that nobody has",
-                    hint=f"check the name; ask again in {seconds:.0f} seconds",
-                )
-            await asyncio.wait([job.done], timeout=self._limits.queue - early)
+            left = self._limits.queue
+            look = max(self._limits.wrong_name_wait, _SHORTEST_LOOK)
+            while left > 0 and not job.done.done():
+                await asyncio.wait([job.done], timeout=min(look, left))
+                left -= look
+                # looked at again and again: others of this account, which the TPM keeps waiting too, may be guesses
+                if not job.begun and (seconds := self._wait(job.account)) > 0:
+                    raise AgentRefusedError(
+                        "this user asked for too many names that nobody has",
+                        hint=f"check the name; ask again in {seconds:.0f} seconds",
+                    )
             if not job.begun:
                 raise AgentRefusedError(
                     f"the TPM did not get to this request within {self._limits.queue:g} seconds", hint="ask again later"
