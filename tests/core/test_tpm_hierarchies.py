@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -175,6 +176,24 @@ def test_no_value_crosses_the_bus(tpm: SimulatedTpm, tmp_path: Path, monkeypatch
     assert b"\x00\x00\x01\x29" in traffic  # TPM_CC_HierarchyChangeAuth
     assert VALUE.value not in traffic
     assert b"another one" not in traffic
+    assert set(salts_of_hmac_sessions(traffic)) == {SRK_HANDLE}  # else who listens could try words against the HMACs
+
+
+def salts_of_hmac_sessions(traffic: bytes) -> Iterator[int]:
+    """The key that each HMAC session is salted to: TPM2_StartAuthSession, part 3 rev 1.59, 11.1."""
+    for found in re.finditer(rb"\x00\x00\x01\x76(?P<key>.{4}).{4}", traffic, re.DOTALL):
+        nonce, rest = sized(traffic[found.end() :])
+        salt, rest = sized(rest)
+        if rest[0] == 0:  # TPM_SE_HMAC; a trial session shows nothing
+            assert nonce
+            assert bool(salt) == (found["key"] != bytes.fromhex("40000007"))
+            yield int.from_bytes(found["key"], "big")
+
+
+def sized(data: bytes) -> tuple[bytes, bytes]:
+    """A TPM2B's content, and what follows it."""
+    end = 2 + int.from_bytes(data[:2], "big")
+    return data[2:end], data[end:]
 
 
 class _Recorder:
