@@ -33,6 +33,7 @@ readonly FOR_TESTS=(
   "command:pki:strongswan-pki"
   "file:/usr/lib/ipsec/plugins/libstrongswan-openssl.so:libstrongswan-standard-plugins" # pki reads no EC keys without
   "command:tpm2-abrmd:tpm2-abrmd"
+  "file:/usr/lib/*/libtss2-tcti-tabrmd.so.0:libtss2-tcti-tabrmd0" # Debian 13 does not install it with tpm2-abrmd
   "command:dbus-daemon:dbus-daemon"
   "command:stunnel:stunnel4"
   "command:mosquitto:mosquitto"
