@@ -199,6 +199,11 @@ def test_the_provider_is_missing_or_broken(
     monkeypatch.delenv("OPENSSL_MODULES")
     client_context(identity, tcti=tpm.tcti)
 
+    monkeypatch.setenv("OPENSSL_MODULES", str(folder))
+    with pytest.raises(ProviderMissingError, match="does not load") as caught:
+        client_context(identity, tcti="swtpm:host=127.0.0.1,port=9")
+    assert "restart the program" in caught.value.hint  # it did load before, in this process
+
 
 # --- the files ---
 
