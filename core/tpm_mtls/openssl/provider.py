@@ -202,7 +202,7 @@ def _load_error(tcti: str, folder: Path) -> Exception:
         if error.response_code is not None:
             return with_reason(tpm_error(error.response_code, doing="connect to the TPM", tcti=tcti))
     hint = "is it made for this OpenSSL, and is libtss2 installed? ./run setup installs both"
-    if _connections:  # on OpenSSL 3.5 some 168 times: each takes six of the C library's 1024 thread keys, and keeps them
+    if _connections:  # on OpenSSL 3.5 some 168 times: each keeps six of the C library's 1024 thread keys
         hint = "it did before: one process can load it only so often; restart the program"
     return ProviderMissingError(
         f"the tpm2 provider in {folder} does not load: {'; '.join(map(str, errors))}", hint=hint
