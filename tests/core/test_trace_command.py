@@ -133,7 +133,7 @@ def test_a_relay_of_the_programs_own_is_in_between(where: str, capfd: pytest.Cap
     """As a TLS program with a policy key has one: it asks the traced relay, under the program's name."""
     assert where
     inner = "import os; from tpm_mtls.relay import relay_tcti; print(relay_tcti(os.environ['TPM_MTLS_TCTI']))"
-    program = 'TPM2TOOLS_TCTI=$("$0" -c "$1") tpm2_getrandom 8'
+    program = 'TPM2TOOLS_TCTI=$("$0" -c "$1") tpm2_getrandom --hex 8'
     assert run(["trace", "--json", "--", "sh", "-c", program, sys.executable, inner]) == 0
     *commands, last = objects(capfd.readouterr().err)
     assert [(each["program"], each["command"]) for each in commands][-1] == ("tpm2_getrandom", "GetRandom")
@@ -167,11 +167,11 @@ def test_a_relay_that_is_there_already_is_the_one_that_traces() -> None:
 def test_a_capture_for_wireshark(where: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert where
     file = tmp_path / "tpm.pcapng"
-    assert run(["trace", "--pcap", str(file), "--", "tpm2_getrandom", "8"]) == 0
+    assert run(["trace", "--pcap", str(file), "--", "tpm2_getrandom", "--hex", "8"]) == 0
     assert [each.name for each in read_trace(file)] == ["GetCapability", "GetRandom"]
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     capfd.readouterr()
-    assert run(["trace", "--pcap", str(file), "--", "tpm2_getrandom", "8"]) == 10
+    assert run(["trace", "--pcap", str(file), "--", "tpm2_getrandom", "--hex", "8"]) == 10
     assert "exists already and is not overwritten" in capfd.readouterr().err
 
 
@@ -179,7 +179,10 @@ def test_counters_of_all_programs(where: str, tmp_path: Path) -> None:
     assert where
     file = tmp_path / "tpm.prom"
     for _ in range(2):
-        assert run(["trace", "--metrics", str(file), "--", "sh", "-c", "tpm2_getrandom 8; tpm2_getrandom 8"]) == 0
+        assert (
+            run(["trace", "--metrics", str(file), "--", "sh", "-c", "tpm2_getrandom --hex 8; tpm2_getrandom --hex 8"])
+            == 0
+        )
     assert 'tpm_mtls_command_seconds_count{command="GetRandom"} 4\n' in file.read_text()
 
 
@@ -187,7 +190,7 @@ def test_a_chips_slowness(where: str, tmp_path: Path, capfd: pytest.CaptureFixtu
     assert where
     model = tmp_path / "my.toml"
     model.write_text("default = 1\nGetRandom = 70")
-    assert run(["trace", "--json", "--latency-model", str(model), "--", "tpm2_getrandom", "8"]) == 0
+    assert run(["trace", "--json", "--latency-model", str(model), "--", "tpm2_getrandom", "--hex", "8"]) == 0
     (random,) = [each for each in objects(capfd.readouterr().err) if each.get("command") == "GetRandom"]
     assert 0.07 <= random["seconds"] < 1
 
@@ -302,11 +305,11 @@ def test_ctrl_c_reaches_the_program_once(where: str) -> None:
 
 
 def test_a_terminal_gets_colours_unless_its_user_wants_none(where: str) -> None:
-    said, _ = on_terminal(where, "tpm2_getrandom", "8", TERM="xterm").communicate(timeout=20)
+    said, _ = on_terminal(where, "tpm2_getrandom", "--hex", "8", TERM="xterm").communicate(timeout=20)
     assert "\x1b[1mTPM  2 commands" in said.decode(errors="replace")
     assert "█" in said.decode(errors="replace")
     for unwanted in ({"NO_COLOR": "1", "TERM": "xterm"}, {"TERM": "dumb"}):
-        said, _ = on_terminal(where, "tpm2_getrandom", "8", **unwanted).communicate(timeout=20)
+        said, _ = on_terminal(where, "tpm2_getrandom", "--hex", "8", **unwanted).communicate(timeout=20)
         assert b"TPM  2 commands" in said
         assert b"\x1b" not in said
 
