@@ -7,6 +7,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Final
 
+from tpm_mtls.device_nodes import SILENT_CHIP, managed_node
 from tpm_mtls.errors import TpmMtlsError, TpmUnavailableError
 
 if TYPE_CHECKING:
@@ -15,11 +16,10 @@ if TYPE_CHECKING:
 _DEVICE: Final = re.compile(r"(?:pcap:)?device:(.+)")
 _SOCKET: Final = re.compile(r"(?:pcap:)?(?:swtpm|mssim):(?:.*,)?host=([^,]+)")
 
-_KERNEL: Final = "what does the kernel say: dmesg | grep -i tpm; a chip that hangs needs power off and on"
 _REASONS: Final = {
     errno.EBUSY: ("is in use, and admits one program at a time", "tpm-mtls doctor, as root, names who holds it"),
-    errno.ENODEV: ("has no driver behind it any more", _KERNEL),
-    errno.ENXIO: ("has no driver behind it", _KERNEL),
+    errno.ENODEV: ("has no driver behind it any more", SILENT_CHIP),
+    errno.ENXIO: ("has no driver behind it", SILENT_CHIP),
     errno.EPERM: (
         "is kept from this program by a sandbox",
         "in a systemd unit: DeviceAllow={path} rw; for a container: --device {path}",
@@ -54,8 +54,10 @@ def _why_shut(path: str, open_node: Callable[[str, int], int]) -> tuple[str, str
     try:
         os.close(open_node(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError as error:
-        said, hint = _REASONS.get(error.errno or 0, (f"cannot be opened, {(error.strerror or '').lower()}", _KERNEL))
-        managed = re.sub(r"tpm(?=\d+$)", "tpmrm", path)
+        said, hint = _REASONS.get(
+            error.errno or 0, (f"cannot be opened, {(error.strerror or '').lower()}", SILENT_CHIP)
+        )
+        managed = managed_node(path)
         if error.errno == errno.EBUSY and managed != path:
             hint += f"; several programs at once may use --tcti device:{managed}"
         return f"{path} {said}", hint.replace("{path}", path)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from tpm_mtls.configuration import load_configuration
+from tpm_mtls.device_nodes import chip_name, is_managed, managed_node
 from tpm_mtls.errors import TctiInvalidError, TpmUnavailableError, TpmVersionError
 
 DEFAULT_TCTI = "device:/dev/tpmrm0"
@@ -60,11 +61,11 @@ def is_raw(tcti: str) -> bool:
     name, _, configuration = tcti.partition(":")
     if name == "pcap":
         return is_raw(configuration)
-    return name != "tabrmd" and not (name == "device" and Path(configuration).name.startswith("tpmrm"))
+    return name != "tabrmd" and not (name == "device" and is_managed(Path(configuration).name))
 
 
 def _check_device(device: Path, tcti: str, kernel: Path) -> None:
-    version = kernel / device.name.replace("tpmrm", "tpm") / "tpm_version_major"
+    version = kernel / chip_name(device.name) / "tpm_version_major"
     if version.exists() and version.read_text().strip() == "1":  # which has no resource manager's node
         raise TpmVersionError(f"{device} is a TPM 1.2", hint="a TPM 2.0 is needed; some firmware can switch", tcti=tcti)
     if not device.exists():
@@ -83,6 +84,5 @@ def _check_device(device: Path, tcti: str, kernel: Path) -> None:
 def _who_may(device: Path) -> str:
     """By the rules of tpm-udev, the group tss may open the resource manager only."""
     if re.fullmatch(r"tpm\d+", device.name):
-        manager = device.with_name(device.name.replace("tpm", "tpmrm"))
-        return f"run it as root or, as a member of the group tss, with --tcti device:{manager}"
+        return f"run it as root or, as a member of the group tss, with --tcti device:{managed_node(str(device))}"
     return "run it as root or as a member of the group tss"

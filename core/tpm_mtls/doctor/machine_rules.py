@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tpm_mtls.device_nodes import chip_name, is_managed, managed_node
 from tpm_mtls.doctor.findings import ok, problem, warning
 
 if TYPE_CHECKING:
@@ -65,10 +66,10 @@ def _tabrmd(machine: Machine) -> Finding:
 
 def _missing(machine: Machine, path: str) -> Finding:
     wanted = Path(path).name
-    chip = next((each for each in machine.chips if each.name == wanted.replace("tpmrm", "tpm")), None)
+    chip = next((each for each in machine.chips if each.name == chip_name(wanted)), None)
     if chip is not None and chip.version == "1":
         return _old(path)
-    raw = next((node for node in machine.nodes if node.name == wanted.replace("tpmrm", "tpm")), None)
+    raw = next((node for node in machine.nodes if node.name == chip_name(wanted)), None)
     if raw is not None:
         return problem(
             _DEVICE,
@@ -84,7 +85,7 @@ def _missing(machine: Machine, path: str) -> Finding:
         )
     if machine.nodes or machine.chips:
         there = [node.path for node in machine.nodes] or [each.name for each in machine.chips]
-        managed = next((node.path for node in machine.nodes if node.name.startswith("tpmrm")), "PATH")
+        managed = next((node.path for node in machine.nodes if is_managed(node.name)), "PATH")
         remedy = f"name that one: --tcti device:{managed}"
         return problem(_DEVICE, f"there is no {path}, but {', '.join(there)}", remedy)
     return _unfound(machine, path)
@@ -116,7 +117,7 @@ def _old(what: str) -> Finding:
 
 
 def _found(machine: Machine, node: Node) -> Iterator[Finding]:
-    chip = next((each for each in machine.chips if each.name == node.name.replace("tpmrm", "tpm")), None)
+    chip = next((each for each in machine.chips if each.name == chip_name(node.name)), None)
     if chip is not None and chip.version == "1":  # 3
         yield _old(node.path)
         return
@@ -142,18 +143,17 @@ def _admission(machine: Machine, node: Node) -> str:
         if node.group in machine.member_of and node.group not in machine.groups:
             return f"the user is in the group {node.group}, but this session began before: log out and in again"
         return f"usermod -aG {node.group} {machine.user}, then log in again; or run it as root"
-    if not node.name.startswith("tpmrm") and any(each.name.startswith("tpmrm") for each in machine.nodes):
-        return f"the raw device is for resource managers: --tcti device:{_managed(node.path)}"
+    if not is_managed(node.name) and any(is_managed(each.name) for each in machine.nodes):
+        return f"the raw device is for resource managers: --tcti device:{managed_node(node.path)}"
     return "the udev rules are missing: install the package tpm-udev, then udevadm trigger; or run it as root"
 
 
 def _conflicts(machine: Machine, node: Node) -> Iterator[Finding]:
-    is_managed = node.name.startswith("tpmrm")
-    raw = Path(node.path).with_name(node.name.replace("tpmrm", "tpm"))
-    managed = node.path if is_managed else _managed(node.path)
+    raw = Path(node.path).with_name(chip_name(node.name))
+    managed = managed_node(node.path)
     holder = next((each for each in machine.holders if each.path == str(raw)), None)
     who = f"{holder.program} (process {holder.pid})" if holder is not None else ""
-    if holder is not None and not is_managed:  # 5
+    if holder is not None and not is_managed(node.name):  # 5
         other = "tabrmd" if holder.program == "tpm2-abrmd" else f"device:{managed}"
         yield problem(
             _MANAGER,
@@ -172,7 +172,7 @@ def _conflicts(machine: Machine, node: Node) -> Iterator[Finding]:
             f"{who} holds {raw}: what it loads takes the room of all who use {node.path}",
             f"let it use {node.path}, too; or end {holder.program}",
         )
-    elif not is_managed:
+    elif not is_managed(node.name):
         yield warning(
             _MANAGER,
             f"{node.path} has no resource manager: it admits one program, and keeps what a killed one left",
@@ -180,9 +180,3 @@ def _conflicts(machine: Machine, node: Node) -> Iterator[Finding]:
         )
     else:
         yield ok(_MANAGER, "the kernel's, alone")
-
-
-def _managed(path: str) -> str:
-    """The resource manager's node beside the raw one at ``path``."""
-    raw = Path(path)
-    return str(raw.with_name(raw.name.replace("tpm", "tpmrm")))

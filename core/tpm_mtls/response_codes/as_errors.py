@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from tpm_mtls.device_nodes import SILENT_CHIP, managed_node
 from tpm_mtls.errors import (
     PolicyError,
     TctiInvalidError,
@@ -93,9 +94,10 @@ def _unavailable(rc: int, through: str) -> TpmUnavailableError | None:
 
 def _why_silent(tcti: str) -> str:
     if re.fullmatch(r"(pcap:)?device:/dev/tpm\d+", tcti):
-        return f"does another program hold it? several at once may use --tcti {tcti.replace('/dev/tpm', '/dev/tpmrm')}"
+        transport, _, node = tcti.rpartition(":")
+        return f"does another program hold it? several at once may use --tcti {transport}:{managed_node(node)}"
     if re.match(r"(pcap:)?device:", tcti):
-        return "what does the kernel say: dmesg | grep -i tpm; a chip that hangs needs power off and on"
+        return SILENT_CHIP
     if re.match(r"(pcap:)?tabrmd", tcti):
         return "does it run: systemctl status tpm2-abrmd; or use the kernel's resource manager: device:/dev/tpmrm0"
     return "is it there, and does nobody else hold it? a simulator starts with: tpm-mtls simulator start --dir D"
