@@ -7,7 +7,7 @@ import select
 import signal
 import time
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from tpm_mtls_agent.health import HEALTH, load_health, publish, status_line
 from tpm_mtls_agent.requests.listening import lock_holder, locked
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tpm_mtls.attestation.health import HealthReport
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 _PATIENCE: Final = 300.0  # seconds: a quote and two signatures of a slow chip, behind 256 secrets to be set
 _STEP: Final = 0.05  # seconds between two looks at the file
+
+R = TypeVar("R")
 
 
 def check_now(
@@ -80,19 +83,18 @@ def wait_for_verdict(lock: Path, run_dir: Path, *, since: float, patience: float
         )
     end = time.monotonic() + patience
     with storage_errors(lock, f"wait for the agent, process {pid}, of"), _process(pid) as process:
-        while not _has_done(duties := load_duties(run_dir), since):
-            if select.select([process], [], [], _STEP)[0]:
-                raise _ended(pid)
-            if time.monotonic() > end:
-                raise StateError(
-                    f"the backend's verdict did not come within {patience:g} seconds",
-                    hint="wait longer: --wait SECONDS; what came later: tpm-mtls agent status",
-                )
-    return _verdict(duties)
+        late = StateError(
+            f"the backend's verdict did not come within {patience:g} seconds",
+            hint="wait longer: --wait SECONDS; what came later: tpm-mtls agent status",
+        )
+        return _verdict(_comes(lambda: _round_after(since, run_dir), pid, process, end, late))
 
 
-def _has_done(duties: DutiesRecord | None, since: float) -> TypeGuard[DutiesRecord]:
-    return duties is not None and duties.round_began is not None and duties.round_began >= since
+def _round_after(since: float, run_dir: Path) -> DutiesRecord | None:
+    """What the duties came to in a round that began after ``since``; none while there is none."""
+    duties = load_duties(run_dir)
+    has_done = duties is not None and duties.round_began is not None and duties.round_began >= since
+    return duties if has_done else None
 
 
 def _verdict(duties: DutiesRecord) -> Verdict:
@@ -163,19 +165,25 @@ def _ask(pid: int, state_dir: Path, lock: Path, run_dir: Path) -> HealthReport:
         if lock_holder(lock) != pid:  # the number may have passed to another process before it was pinned down
             raise _ended(pid)
         signal.pidfd_send_signal(process.fileno(), signal.SIGUSR1)
-        end = time.monotonic() + _PATIENCE
-        while _stamp(path) == before:
-            if select.select([process], [], [], _STEP)[0]:
-                raise _ended(pid)
-            if time.monotonic() > end:
-                raise StateError(
-                    f"the agent, process {pid}, did not check within {_PATIENCE:g} seconds",
-                    hint="is that its --run-dir? its log says more: journalctl -u tpm-mtls-agent",
-                )
+        late = StateError(
+            f"the agent, process {pid}, did not check within {_PATIENCE:g} seconds",
+            hint="is that its --run-dir? its log says more: journalctl -u tpm-mtls-agent",
+        )
+        _comes(lambda: _stamp(path) != before or None, pid, process, time.monotonic() + _PATIENCE, late)
     report = load_health(run_dir)
     if report is None:
         raise StateError(f"{path} is gone again", hint="what else writes there?")
     return report
+
+
+def _comes(look: Callable[[], R | None], pid: int, process: IO[bytes], end: float, late: StateError) -> R:
+    """What ``look`` finds, as soon as it does; not longer than ``process`` lives, nor than ``end``: then ``late``."""
+    while (found := look()) is None:
+        if select.select([process], [], [], _STEP)[0]:
+            raise _ended(pid)
+        if time.monotonic() > end:
+            raise late
+    return found
 
 
 def _process(pid: int) -> closing[Any]:
