@@ -87,14 +87,7 @@ def wait_for_verdict(lock: Path, run_dir: Path, *, since: float, patience: float
             f"the backend's verdict did not come within {patience:g} seconds",
             hint="wait longer: --wait SECONDS; what came later: tpm-mtls agent status",
         )
-        return _verdict(_comes(lambda: _round_after(since, run_dir), pid, process, end, late))
-
-
-def _round_after(since: float, run_dir: Path) -> DutiesRecord | None:
-    """What the duties came to in a round that began after ``since``; none while there is none."""
-    duties = load_duties(run_dir)
-    has_done = duties is not None and duties.round_began is not None and duties.round_began >= since
-    return duties if has_done else None
+        return _verdict(_comes(lambda: _shown(run_dir, since, _round_began), pid, process, end, late))
 
 
 def _verdict(duties: DutiesRecord) -> Verdict:
@@ -159,8 +152,7 @@ def _ask(pid: int, state_dir: Path, lock: Path, run_dir: Path) -> HealthReport:
         raise IdentityError(
             f"the agent has no identity in {state_dir} to look after", hint="enroll first: tpm-mtls keygen first-boot"
         )
-    path = run_dir / HEALTH
-    before = _stamp(path)
+    since = time.monotonic()
     with storage_errors(lock, f"ask the agent, process {pid}, of"), _process(pid) as process:
         if lock_holder(lock) != pid:  # the number may have passed to another process before it was pinned down
             raise _ended(pid)
@@ -169,11 +161,30 @@ def _ask(pid: int, state_dir: Path, lock: Path, run_dir: Path) -> HealthReport:
             f"the agent, process {pid}, did not check within {_PATIENCE:g} seconds",
             hint="is that its --run-dir? its log says more: journalctl -u tpm-mtls-agent",
         )
-        _comes(lambda: _stamp(path) != before or None, pid, process, time.monotonic() + _PATIENCE, late)
+        _comes(lambda: _shown(run_dir, since, _check_began), pid, process, time.monotonic() + _PATIENCE, late)
     report = load_health(run_dir)
     if report is None:
-        raise StateError(f"{path} is gone again", hint="what else writes there?")
+        raise StateError(f"{run_dir / HEALTH} is gone again", hint="what else writes there?")
     return report
+
+
+def _check_began(duties: DutiesRecord) -> float | None:
+    return duties.check_began
+
+
+def _round_began(duties: DutiesRecord) -> float | None:
+    return duties.round_began
+
+
+def _shown(run_dir: Path, since: float, began: Callable[[DutiesRecord], float | None]) -> DutiesRecord | None:
+    """What the agent shows of its duties, once that which ``began`` tells of began after ``since``, and is over."""
+    try:
+        duties = load_duties(run_dir)
+    except IdentityError:  # damaged; the agent writes it anew
+        return None
+    moment = None if duties is None else began(duties)
+    # A moment that is to come is of an earlier start of this machine: it counts from there.
+    return duties if moment is not None and since <= moment <= time.monotonic() else None
 
 
 def _comes(look: Callable[[], R | None], pid: int, process: IO[bytes], end: float, late: StateError) -> R:
@@ -189,14 +200,6 @@ def _comes(look: Callable[[], R | None], pid: int, process: IO[bytes], end: floa
 def _process(pid: int) -> closing[Any]:
     """The process ``pid`` itself, whatever becomes of its number; readable when it has ended (pidfd_open(2))."""
     return closing(os.fdopen(os.pidfd_open(pid), "rb", buffering=0))
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    with storage_errors(path, "look at"):
-        if not path.exists():
-            return None
-        status = path.stat()
-        return status.st_ino, status.st_mtime_ns
 
 
 def _ended(pid: int) -> StateError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -27,7 +28,7 @@ from tpm_mtls_agent.health import Authorizations
 from tpm_mtls_agent.requests.listening import lock_holder, locked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from support.tpm import SimulatedTpm
@@ -172,27 +173,37 @@ def test_an_agent_that_ends_instead_of_checking_is_told(
         end(deaf)
 
 
-def test_a_report_that_is_gone_again_is_told(
+def test_the_report_is_of_a_check_that_began_later(
     tpm: SimulatedTpm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Not that of one which was at work already, nor what an earlier start of the machine left behind."""
     device = Device(tpm, tmp_path)
-    device.check()
-    process = holding(device.folder / "agent.lock")
+    lock = device.folder / "agent.lock"
+    process = holding(lock)
     monkeypatch.setattr(signal, "SIGUSR1", signal.SIGCONT)
-    removing = threading.Timer(0.2, (device.run_dir / "health.json").unlink)
-    removing.start()
+
+    def check_while(record: Callable[[], DutiesRecord]) -> HealthReport:
+        device.check()
+        writing = threading.Timer(0.1, lambda: save_duties(device.run_dir, record()))
+        writing.start()
+        try:
+            return check_now(device.folder, lock, device.run_dir, tcti=tpm.tcti, authorizations=Authorizations())
+        finally:
+            writing.join()
+
+    earlier, now = time.monotonic(), time.monotonic
     try:
+        save_duties(device.run_dir, DutiesRecord())
+        (device.run_dir / "duties.json").write_text("{")
+        assert check_while(lambda: DutiesRecord(check_began=now())).failures == ()
         with pytest.raises(StateError, match="is gone again"):
-            check_now(
-                device.folder,
-                device.folder / "agent.lock",
-                device.run_dir,
-                tcti=tpm.tcti,
-                authorizations=Authorizations(),
-            )
+            check_while(lambda: (device.run_dir / "health.json").unlink() or DutiesRecord(check_began=now()))
+        monkeypatch.setattr(check_command, "_PATIENCE", 0.3)
+        for moment in (earlier, earlier + 3600, None):
+            with pytest.raises(StateError, match="did not check within"):
+                check_while(functools.partial(DutiesRecord, check_began=moment, round_began=moment))
     finally:
         end(process)
-        removing.join()
 
 
 # -- what the backend says --------------------------------------------------------------------------------------------

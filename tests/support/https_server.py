@@ -100,11 +100,14 @@ class HttpsServer:
         self._listener.close()
 
     def drop_connections(self) -> None:
-        """Cuts all connections, the kept ones too."""
+        """Cuts all connections, the kept ones too.
+
+        Those of TCP alone: ``SSLSocket.shutdown`` takes TLS away from under the thread that speaks it.
+        """
         with self._lock:
             for connection in self._open:
                 with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def _start(self, function: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=function, args=arguments)

@@ -51,7 +51,7 @@ class Checking:
         return self._life is None or self._life.usable
 
     async def check(self, identity: IdentityRecord) -> bool:
-        """Looks at everything, and always succeeds: what is wrong is in the report.
+        """Looks at everything; what is wrong is in the report. Whether that is where others find it.
 
         Raises:
             UsageError, StorageError: the configuration file is wrong, or a file cannot be opened.
@@ -67,6 +67,7 @@ class Checking:
             await asyncio.to_thread(publish, self._settings.run_dir, report, doing=self._serving)
         except StorageError as error:
             self._told.trouble("run folder", error)
+            return False
         return True
 
     async def _judge(self, identity: IdentityRecord) -> None:

@@ -39,6 +39,7 @@ class DutiesRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         format: version of this structure.
+        check_began: when the health check began whose report is in ``health.json``, seconds of CLOCK_MONOTONIC.
         round_began: when the last round that is over began, seconds of CLOCK_MONOTONIC. In a round, at the start and
             when somebody asks, everything is done once, whatever failed before.
         life_cycle: what became of the TPM since the device enrolled (`tpm_mtls.life_cycle.Change`).
@@ -52,6 +53,7 @@ class DutiesRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     format: int = FORMAT
+    check_began: float | None = None
     round_began: float | None = None
     life_cycle: str | None = None
     life_cycle_text: str = ""

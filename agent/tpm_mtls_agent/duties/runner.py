@@ -111,7 +111,10 @@ class Duties:
     async def _done(self, duty: Duty, identity: IdentityRecord) -> bool:
         """Does it; whether it is done, and not to be tried again soon."""
         if duty is Duty.CHECK:
-            return await self._checking.check(identity)
+            began = self._world.monotonic()
+            if await self._checking.check(identity):
+                self._told.note(check_began=began)
+            return True
         if not self._checking.usable:  # the identity is of another TPM, or of this one's former life
             return False
         if duty is Duty.RENEW:
