@@ -15,6 +15,7 @@ from tpm_mtls.errors import (
 )
 from tpm_mtls.relay import tpm_behind
 from tpm_mtls.response_codes.lookup import describe, explain
+from tpm_mtls.response_codes.meaning import GIVE_AUTH, give_auth
 from tpm_mtls.response_codes.relay import NO_TPM, RELAY
 
 _LAYER_SHIFT = 16
@@ -29,8 +30,14 @@ _BROKEN_CONNECTION = {0x70007, NO_TPM}
 _TPM_1_2_ANSWERS = {0x01E, 0x80001}
 
 
-def tpm_error(rc: int, *, doing: str, tcti: str) -> TpmMtlsError:
+def tpm_error(rc: int, *, doing: str, tcti: str, option: str = "--auth") -> TpmMtlsError:
     """The error for response code ``rc``, which came back while ``doing`` something at ``tcti``.
+
+    Args:
+        rc: what the TPM, libtss2 or the relay answered.
+        doing: what was tried, after "cannot".
+        tcti: where the TPM is.
+        option: how a user gives the authorization value that was needed, for the hint.
 
     Returns:
         An error of the class that `tpm_mtls.errors` draws: transport failures are `TpmUnavailableError`, an answer of
@@ -55,8 +62,9 @@ def tpm_error(rc: int, *, doing: str, tcti: str) -> TpmMtlsError:
     message = f"cannot {doing}: {meaning.text} ({describe(rc)})"
     if issubclass(meaning.error, PolicyError):
         return meaning.error(message, hint=meaning.hint)
+    hint = give_auth(option) if meaning.hint == GIVE_AUTH else meaning.hint
     more = f"; more: tpm-mtls explain {rc:#x}" if meaning.error is TpmRefusedError else ""
-    return meaning.error(message, hint=f"{meaning.hint}{more}", rc=rc)
+    return meaning.error(message, hint=f"{hint}{more}", rc=rc)
 
 
 def refusal_class(rc: int) -> type[TpmRefusedError]:

@@ -11,7 +11,16 @@ KEY = "--key KEY"
 
 CHECK_POLICY = f"tpm-mtls policy check {KEY} says what differs from when it was made"
 
-GIVE_AUTH = "give the right one: --auth prompt, file:F or credential:NAME"
+_HIERARCHIES = {"--owner-auth", "--endorsement-auth", "--lockout-auth"}
+
+
+def give_auth(option: str) -> str:
+    """In a hint: in which forms ``option`` takes an authorization value; a hierarchy's may be sealed to the TPM."""
+    forms = "file:F, credential:NAME or sealed:F" if option in _HIERARCHIES else "file:F or credential:NAME"
+    return f"give the right one: {option} prompt, {forms}"
+
+
+GIVE_AUTH = give_auth("--auth")
 
 Error = type[TpmRefusedError | PolicyError | TpmUnavailableError]
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _DAMAGED = {0x095, 0x09A, 0x0A5, 0x0A7}  # TPM_RC_SIZE, INSUFFICIENT, BINDING, ECC_POINT, without the parameter's number
 _LOCKOUT, _SHOWS = "--lockout-auth", "tpm2_getcap properties-variable"
-_HIERARCHIES = {"--owner-auth", "--endorsement-auth", _LOCKOUT}
 _INTERRUPTS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # the one that raises by default is restored last
 
 
@@ -42,11 +41,7 @@ def command(doing: str, tcti: str, *, option: str = "--auth") -> Iterator[None]:
 
 
 def _error(rc: int, doing: str, tcti: str, option: str) -> TpmMtlsError:
-    error = tpm_error(rc, doing=doing, tcti=tcti)
-    if isinstance(error, AuthorizationError):
-        error.hint = error.hint.replace("--auth", option)
-        if option in _HIERARCHIES:
-            error.hint = error.hint.replace(" or credential:NAME", ", credential:NAME or sealed:F")
+    error = tpm_error(rc, doing=doing, tcti=tcti, option=option)
     if option == _LOCKOUT and isinstance(error, AuthorizationError):
         error.hint = f"one wrong value blocks it for LOCKOUT_RECOVERY seconds ({_SHOWS}); then {error.hint}"
     elif option == _LOCKOUT and isinstance(error, TpmLockoutError):
