@@ -18,8 +18,8 @@ from click.testing import CliRunner
 from support.certificates import TestCa
 from support.handshakes import common_name, handshake
 from support.tpm_keys import make_key
+from tpm_mtls.cli import main
 from tpm_mtls.errors import PemError, ProviderMissingError, StorageError, TctiInvalidError, TpmUnavailableError
-from tpm_mtls.openssl_env import openssl_env
 from tpm_mtls.tls import IdentityContext, client_context, server_context
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def environment(tpm: SimulatedTpm, state_dir: Path) -> dict[str, str]:
 
 
 def call(*arguments: str) -> str:
-    outcome = CliRunner().invoke(openssl_env, arguments, catch_exceptions=False)
+    outcome = CliRunner().invoke(main, ["openssl-env", *arguments], catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     return outcome.output
 

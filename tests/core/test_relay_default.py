@@ -23,10 +23,10 @@ from support.handshakes import handshake
 from support.relay_children import relays
 from support.tpm_keys import make_key
 from support.tpm_trace import CommandTrace
+from tpm_mtls.cli import main
 from tpm_mtls.errors import OpensslError, TctiInvalidError, UsageError
 from tpm_mtls.identity import DEFAULT_FOLDER
 from tpm_mtls.key_reference import KeyFile, PersistentHandle
-from tpm_mtls.openssl_env import openssl_env
 from tpm_mtls.pyopenssl import pyopenssl_context
 from tpm_mtls.relay import interpreter, key_tcti, policy_folders, relay_tcti, tpm_behind
 from tpm_mtls.tls import client_context, server_context
@@ -211,7 +211,7 @@ def test_the_programs_signals_are_as_before(identity: Identity, tpm: SimulatedTp
 def test_openssl_env_uses_the_relay_by_the_same_rule(state_dir: Path, bound: Path, tpm: SimulatedTpm) -> None:
     def printed(*arguments: str) -> str:
         command = ["--state-dir", str(state_dir), "--tcti", tpm.tcti, "--json", *arguments]
-        outcome = CliRunner().invoke(openssl_env, command, catch_exceptions=False)
+        outcome = CliRunner().invoke(main, ["openssl-env", *command], catch_exceptions=False)
         return str(json.loads(outcome.output)["TPM2OPENSSL_TCTI"])
 
     assert printed() == tpm.tcti
@@ -227,7 +227,7 @@ def test_another_program_uses_a_plain_key_through_the_relay(
     identity: Identity, state_dir: Path, tpm: SimulatedTpm
 ) -> None:
     command = ["--state-dir", str(state_dir), "--tcti", tpm.tcti, "--relay", "always", "--json"]
-    variables = json.loads(CliRunner().invoke(openssl_env, command, catch_exceptions=False).output)
+    variables = json.loads(CliRunner().invoke(main, ["openssl-env", *command], catch_exceptions=False).output)
     (state_dir / "message").write_bytes(b"message")
     subprocess.run(
         ["openssl", "dgst", "-sha256", "-sign", str(identity.key), "-out", "signature", "message"],

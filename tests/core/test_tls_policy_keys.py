@@ -20,6 +20,7 @@ from support.https_server import HttpsServer, Request, whoami
 from support.nginx import running_nginx
 from support.relay_policies import COUNTER, PolicyWorkshop
 from tpm_mtls.authorization import Secret
+from tpm_mtls.cli import main
 from tpm_mtls.errors import (
     AuthorizationError,
     PemError,
@@ -29,7 +30,6 @@ from tpm_mtls.errors import (
 )
 from tpm_mtls.files import write_atomic
 from tpm_mtls.key_reference import KeyFile, PersistentHandle
-from tpm_mtls.openssl_env import openssl_env
 from tpm_mtls.tls import IdentityContext, client_context, server_context
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def with_field(pem: bytes, field: bytes) -> bytes:
 def variables(tpm: SimulatedTpm, key: PolicyKey, state_dir: Path) -> dict[str, str]:
     """What ``tpm-mtls openssl-env`` prints for ``key``."""
     command = ["--state-dir", str(state_dir), "--key", str(key.pem), "--tcti", tpm.tcti, "--json"]
-    outcome = CliRunner().invoke(openssl_env, command, catch_exceptions=False)
+    outcome = CliRunner().invoke(main, ["openssl-env", *command], catch_exceptions=False)
     printed: dict[str, str] = json.loads(outcome.output)
     return printed
 
