@@ -56,10 +56,11 @@ def start(folder: Path, *, ca: Path | None, port: int | None, ek_cert: bool, as_
 
 @simulator.command(epilog="Example: tpm-mtls simulator stop --dir /tmp/tpm")
 @_folder_option
+@click.option("--power-cut", is_flag=True, help="Do not shut it down first: a TPM may count that as a wrong password.")
 @json_option
-def stop(folder: Path, *, as_json: bool) -> None:
-    """Stop it, as a power cut would; its non-volatile state stays in the folder."""
-    stopped = Simulator(folder).stop()
+def stop(folder: Path, *, power_cut: bool, as_json: bool) -> None:
+    """Stop it, as a machine does that is switched off; its non-volatile state stays in the folder."""
+    stopped = Simulator(folder).stop(power_cut=power_cut)
     answer({"running": False, "stopped": stopped}, "stopped" if stopped else "it was not running", as_json=as_json)
 
 

@@ -24,6 +24,11 @@ _PORTS = range(20000, 32000, 2)
 _PORT_ATTEMPTS = 50
 _START_TIMEOUT = 20.0  # seconds; swtpm answers in 0.05, a loaded machine takes longer
 _STOP_TIMEOUT = 10.0  # seconds
+_SHUTDOWN_TIMEOUT = 2.0  # seconds; a TPM with nothing to do answers at once
+
+# TPM2_Shutdown(TPM_SU_CLEAR): TPM 2.0 Library part 3 rev 1.59, 9.4
+_SHUTDOWN = bytes.fromhex("8001 0000000c 00000145 0000")
+_ANSWER_SIZE = 10  # bytes
 
 
 class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,8 +104,12 @@ class Simulator:
             hint=f"another program may have it; name another with --port{more}",
         )
 
-    def stop(self) -> bool:
-        """Ends it (as a power cut would: nothing volatile stays); false when it was not running.
+    def stop(self, *, power_cut: bool = False) -> bool:
+        """Ends it: nothing volatile stays; false when it was not running.
+
+        Args:
+            power_cut: without the TPM2_Shutdown that an operating system sends before it switches off. A TPM counts that
+                as a wrong authorization value, if one that counts was used: TPM 2.0 Library part 1 rev 1.59, 19.8.6.
 
         Raises:
             SimulatorError: it does not end.
@@ -108,6 +117,8 @@ class Simulator:
         pid = self._pid()
         if pid is None:
             return False
+        if not power_cut:
+            self._shut_down()
         with suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)
             try:
@@ -131,6 +142,15 @@ class Simulator:
             return None
         pid = self._pid()
         return SimulatorStatus(running=pid is not None, tcti=_tcti(self._settings().port), pid=pid)
+
+    def _shut_down(self) -> None:
+        """Sends TPM2_Shutdown; a TPM whose only channel another program holds is not told."""
+        with (
+            suppress(OSError),
+            socket.create_connection(("127.0.0.1", self._settings().port), timeout=_SHUTDOWN_TIMEOUT) as channel,
+        ):
+            channel.sendall(_SHUTDOWN)
+            channel.recv(_ANSWER_SIZE)
 
     @property
     def _pid_file(self) -> Path:

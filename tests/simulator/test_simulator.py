@@ -72,9 +72,38 @@ def test_starting_twice_leaves_the_running_one(simulator: Simulator) -> None:
 def test_it_keeps_its_keys_and_its_port_over_a_power_cut(simulator: Simulator) -> None:
     tcti = simulator.start(ek_certificates=False).tcti
     _tool(tcti, "tpm2_nvdefine", "-C", "o", "-s", "4", "0x01500010")
-    assert simulator.stop()
+    assert simulator.stop(power_cut=True)
     assert simulator.start().tcti == tcti
     assert "0x1500010" in _tool(tcti, "tpm2_getcap", "handles-nv-index")
+
+
+def test_only_a_power_cut_counts_as_a_wrong_authorization_value(simulator: Simulator) -> None:
+    """TPM 2.0 Library part 1 rev 1.59, 19.8.6: after the use of an object whose authorization is protected."""
+
+    def failed() -> int:
+        shown = _tool(simulator.start(ek_certificates=False).tcti, "tpm2_getcap", "properties-variable")
+        return int(shown.partition("TPM2_PT_LOCKOUT_COUNTER: ")[2].split()[0], 16)
+
+    def use_a_key() -> None:
+        tcti, context = simulator.start(ek_certificates=False).tcti, str(simulator.folder / "key.context")
+        attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|sign"
+        _tool(tcti, "tpm2_createprimary", "-G", "ecc:ecdsa", "-a", attributes, "-p", "right", "-c", context)
+        _tool(tcti, "tpm2_sign", "-c", context, "-p", "right", "-o", "/dev/null", "/dev/null")
+
+    for lost, counted in ((False, 0), (True, 1)):
+        use_a_key()
+        assert simulator.stop(power_cut=lost)
+        assert failed() == counted
+
+
+def test_one_whose_channel_is_held_is_stopped_all_the_same(
+    simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(simulator.start(ek_certificates=False).tcti.rpartition("=")[2])
+    monkeypatch.setattr("tpm_mtls_simulator.simulator._SHUTDOWN_TIMEOUT", 0.2)
+    with socket.create_connection(("127.0.0.1", port)):
+        assert simulator.stop()
+    assert not simulator.stop()
 
 
 def test_several_run_at_once_with_different_seeds_and_one_maker(tmp_path: Path) -> None:
@@ -132,7 +161,7 @@ def test_one_that_does_not_end_is_reported(simulator: Simulator, monkeypatch: py
     os.kill(pid, signal.SIGSTOP)  # a stopped process cannot act on SIGTERM
     monkeypatch.setattr("tpm_mtls_simulator.simulator._STOP_TIMEOUT", 0.05)
     with pytest.raises(SimulatorError, match=f"process {pid}.* does not end"):
-        simulator.stop()
+        simulator.stop(power_cut=True)
     monkeypatch.undo()
     os.kill(pid, signal.SIGCONT)
 
@@ -210,7 +239,7 @@ def test_the_command_line_starts_tells_and_stops(tmp_path: Path, capsys: pytest.
         assert capsys.readouterr().out.strip() == tcti
         assert _tool(tcti, "tpm2_getrandom", "--hex", "4")
     finally:
-        assert run(["simulator", "stop", "--dir", folder]) == 0
+        assert run(["simulator", "stop", "--dir", folder, "--power-cut"]) == 0
     assert capsys.readouterr().out == "stopped\n"
     assert run(["simulator", "stop", "--dir", folder]) == 0
     assert capsys.readouterr().out == "it was not running\n"

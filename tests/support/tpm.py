@@ -45,11 +45,11 @@ class SimulatedTpm:
 
     def stop(self) -> None:
         """Cuts its power."""
-        self.simulator.stop()
+        self.simulator.stop(power_cut=True)
 
     def restart(self) -> None:
         """Cuts its power and starts it again at the same place: transient objects and sessions are gone."""
-        self.simulator.stop()
+        self.stop()
         assert self.simulator.start().tcti == self.tcti
 
     def tool(self, *command: str, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
