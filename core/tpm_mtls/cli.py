@@ -12,6 +12,7 @@ import click
 
 from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import TpmMtlsError
+from tpm_mtls.hint_options import named_places, with_places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +85,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         status = main.main(args=given, prog_name="tpm-mtls", standalone_mode=False)
     except TpmMtlsError as error:
-        _complain(str(error), error.hint)
+        _complain(str(error), with_places(error.hint, named_places(given), main))
         _trace("--debug" in given)
         return error.exit_code
     except click.ClickException as error:
