@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 import traceback
 from importlib.metadata import EntryPoint, entry_points
@@ -11,12 +13,13 @@ from typing import TYPE_CHECKING
 import click
 
 from tpm_mtls.command_group import CommandGroup
-from tpm_mtls.errors import TpmMtlsError
+from tpm_mtls.errors import StorageError, TpmMtlsError
 from tpm_mtls.hint_options import named_places, with_places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _GROUP = "tpm_mtls.commands"
 
 _EPILOG = """\b
@@ -98,13 +101,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo("tpm-mtls: interrupted", err=True)
         return 130
     except Exception as error:  # noqa: BLE001 - the last handler: a user never sees a traceback unasked
-        _complain(
-            f"internal: {type(error).__name__}: {error}",
-            "this is a bug: run it again with tpm-mtls --debug and report it",
-        )
-        _trace("--debug" in given)
-        return 1
+        return _unforeseen(error, given)
     return status if isinstance(status, int) else 0
+
+
+def _unforeseen(error: Exception, given: Sequence[str]) -> int:
+    if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:  # what was opened has a name
+        _complain(f"cannot write the answer: {os.strerror(error.errno).lower()}", "make room where it is written to")
+        return StorageError.exit_code
+    _complain(
+        f"internal: {type(error).__name__}: {error}",
+        "this is a bug: run it again with tpm-mtls --debug and report it",
+    )
+    _trace("--debug" in given)
+    return 1
 
 
 def _complain(message: str, hint: str) -> None:

@@ -78,7 +78,7 @@ def parse_configuration(data: bytes, path: Path) -> Configuration:
 
     try:
         found = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is no TOML: {error}", hint='expected lines such as relay = "auto"') from error
     for name, value in found.items():
         if name not in _KEYS:

@@ -13,6 +13,11 @@ SILENT_CHIP: Final = "what does the kernel say: dmesg | grep -i tpm; a chip that
 """What to do where a node is there, and no TPM answers behind it."""
 
 
+def is_tpm_node(node: str) -> bool:
+    """Whether the name ``node`` is one that the kernel gives a TPM's node."""
+    return re.fullmatch(r"tpm(rm)?\d+", node) is not None
+
+
 def chip_name(node: str) -> str:
     """The chip behind the node with the name ``node``: ``tpm0`` for ``tpm0`` and ``tpmrm0``."""
     return node.replace("tpmrm", "tpm")

@@ -314,7 +314,12 @@ class StorageRootKeyChangedError(StateError):
         now = f"it is {found.hex()} now" if found else "there is none now"
         super().__init__(
             f"the TPM's storage root key is not {expected.hex()}: {now}",
-            hint="was the TPM cleared or exchanged? what the old key sealed is lost; keep the files until you know",
+            hint=(
+                "was the TPM cleared or exchanged? what the old key sealed is lost; keep the files until you know"
+                if found
+                else "if it was only removed, tpm-mtls provision makes the same one again; was the TPM cleared or "
+                "exchanged? then what it sealed is lost; keep the files until you know"
+            ),
         )
         self.expected = expected
         self.found = found

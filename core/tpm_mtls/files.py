@@ -201,8 +201,10 @@ def make_folder(folder: Path, *, mode: int = 0o750, like: Path | None = None) ->
                 _make_one(parent, None, parent.parent)
         if not folder.is_dir():
             _make_one(folder, mode, like or folder.parent)
+    with storage_errors(folder, "write to"):
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            code = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(code, os.strerror(code))
 
 
 def _make_one(folder: Path, mode: int | None, like: Path) -> None:
@@ -258,6 +260,8 @@ def check_private(path: Path) -> None:
         owners = {0, os.geteuid() or path.parent.stat().st_uid}
     if str(path.parent) == os.environ.get("CREDENTIALS_DIRECTORY"):
         return
+    if not stat.S_ISREG(status.st_mode):  # said before its rights: to take those of a folder away would do harm
+        raise StorageError(f"{path} is no file", hint="name the file", path=str(path))
     if status.st_mode & 0o077:
         raise StorageError(
             f"{path} can be read by other users (mode {stat.S_IMODE(status.st_mode):04o})",

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -141,3 +142,17 @@ def test_progress_is_shown_on_a_terminal_only(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     progress("working")
     assert capsys.readouterr().err == "working\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_answer_for_which_there_is_no_room_is_no_bug(options: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tpm_mtls", "explain", "0x9a2", *options],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 8
+    assert done.stderr.startswith("tpm-mtls: error: cannot write the answer: no space left on device\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -171,3 +172,8 @@ def test_a_system_that_tells_little_makes_a_bundle_too(tmp_path: Path, monkeypat
     system = json.loads(contents(tmp_path / "b.tar.gz")["system.json"])
     assert (system["system"], system["packages"]) == ("", {"no-such-package": ""})
     assert "relay is no text" in system["configuration"]["error"]
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--state-dir", os.fsdecode(b"/none/\xff")]) == 2
+    assert "has bytes that are no UTF-8" in capsys.readouterr().err

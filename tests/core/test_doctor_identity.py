@@ -13,9 +13,10 @@ import pytest
 
 from support.certificates import TestCa, now
 from tpm_mtls.doctor.findings import Failed
-from tpm_mtls.doctor.identity_report import Entry, IdentityReport, observe_identity
+from tpm_mtls.doctor.identity_report import JOURNAL, Entry, IdentityReport, observe_identity
 from tpm_mtls.doctor.identity_rules import WRITTEN, judge_clock, judge_identity
 from tpm_mtls.identity import CERTIFICATE, DEFAULT_FOLDER, KEY, RECORD, TRUST, IdentityRecord, save_record
+from tpm_mtls_keygen import first_boot_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,10 +126,58 @@ def test_a_renewal_is_typed_for_this_folder(day: int) -> None:
 
 
 def test_an_interrupted_enrollment_is_told_from_none() -> None:
-    begun = report(record=None, entries=(Entry(name=KEY, mode=0o600, uid=0, size=200),))
+    key = Entry(name=KEY, mode=0o600, uid=0, size=200)
+    begun = report(record=None, entries=(key, Entry(name=JOURNAL, mode=0o600, uid=0, size=200)))
     (found,) = unwell(judge_identity(begun, NOW))
     assert (found.level, found.check) == ("problem", "identity.record")
     assert "keygen first-boot again" in found.remedy
+
+
+def test_a_record_that_is_gone_is_told_from_an_interrupted_enrollment() -> None:
+    """Without its journal first-boot does not go on: it cannot tell whose the files are."""
+    (found,) = unwell(judge_identity(report(record=None, entries=(CERTIFICATE_FILE,)), NOW))
+    assert (found.level, found.check) == ("problem", "identity.record")
+    assert "no identity.json: whose they are cannot be told" in found.text
+    assert "move the files away" in found.remedy
+
+
+def test_the_journal_is_called_as_first_boot_calls_it() -> None:
+    assert JOURNAL == first_boot_folder.JOURNAL
+
+
+@pytest.mark.parametrize(
+    ("folder", "mode", "is_link", "level"),
+    [
+        (0o750, 0o664, False, "problem"),  # the group may pass the folder
+        (0o755, 0o646, False, "problem"),
+        (0o750, 0o646, False, "ok"),  # the others may not
+        (0o700, 0o666, False, "ok"),
+        (0o755, 0o777, True, "ok"),
+    ],
+)
+def test_a_file_that_others_may_write_is_as_bad_as_such_a_folder(
+    folder: int, mode: int, *, is_link: bool, level: str
+) -> None:
+    entry = Entry(name=TRUST, mode=mode, uid=0, size=700, is_link=is_link)
+    found = judge_identity(report(mode=folder, entries=(entry, RECORD_FILE)), NOW)[0]
+    assert (found.check, found.level) == ("identity.folder", level)
+    assert level == "ok" or found.remedy.startswith(f"chmod go-w /state/{TRUST}")
+
+
+def test_a_trust_anchor_that_may_not_be_read_is_not_to_be_replaced() -> None:
+    denied = Failed(kind="StorageError", message="cannot read it: permission denied", hint="change the owner or mode")
+    there = (RECORD_FILE, Entry(name=TRUST, mode=0o600, uid=0, size=700))
+    (found,) = unwell(judge_identity(report(trust_error=denied, entries=there), NOW))
+    assert found.remedy == "change the owner or mode"
+    (found,) = unwell(judge_identity(report(trust_error=denied, entries=(RECORD_FILE,)), NOW))
+    assert found.remedy.startswith("copy the CA's root certificate")
+
+
+def test_a_name_that_is_no_utf_8_can_be_written_down(folder: Path) -> None:
+    (folder / os.fsdecode(b"\xff.pem")).touch()
+    found = observe_identity(folder, now())
+    assert "\N{REPLACEMENT CHARACTER}.pem" in {entry.name for entry in found.entries}
+    assert msgspec.json.decode(msgspec.json.encode(found), type=IdentityReport) == found
 
 
 @pytest.mark.parametrize(("mode", "level"), [(0o600, "warning"), (0o640, "problem")])

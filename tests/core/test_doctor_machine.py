@@ -216,3 +216,14 @@ def test_links_in_a_circle_lead_to_no_device(tmp_path: Path) -> None:
 def test_this_very_machine_can_be_looked_at() -> None:
     seen = observe_machine(Places())
     assert seen.user == subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_device_that_is_no_tpms_gets_no_advice_for_one() -> None:
+    """To take rights on ``/dev/null`` away, and to end who has it open, would do harm."""
+    null = node(RAW, path="/dev/null", mode=0o666)
+    shell = Holder(program="bash", pid=17, path="/dev/null")
+    found = judge_machine(machine(nodes=(null,), holders=(shell,)), "device:/dev/null")
+    assert [(each.level, each.remedy) for each in found] == [("ok", "")]
+
+    closed = node(null, may_open=False)
+    assert "name the TPM's" in worst(judge_machine(machine(nodes=(closed,)), "device:/dev/null")).remedy

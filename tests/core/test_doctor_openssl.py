@@ -111,6 +111,8 @@ def test_what_others_say_or_what_is_no_fault_is_no_problem(said: Failed) -> None
     [
         (PeerReport(peer=CA, status=200), "ok", "the CA at https://ca.example:443 answered"),
         (PeerReport(peer=BACKEND, status=404), "ok", "the backend at https://backend.example:9443 answered"),
+        (PeerReport(peer=CA, status=302), "problem", "HTTP 302"),
+        (PeerReport(peer=BACKEND, status=302), "ok", "answered"),
         (PeerReport(peer=CA, status=400), "problem", "HTTP 400"),
         (PeerReport(peer=BACKEND, status=500), "problem", "HTTP 500"),
         (PeerReport(peer=BACKEND, status=401), "problem", "refuses this device (HTTP 401)"),
@@ -311,8 +313,12 @@ def test_urls_become_servers() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://ca.example", "ca.example", "https://", "https://a:b@ca", "https://ca/?q", "https://ca/#f", "https://ca:x"],
+    [
+        *("http://ca.example", "ca.example", "https://", "https://a:b@ca", "https://ca/?q", "https://ca/#f"),
+        *("https://ca:x", "https://ca/a b", "https://ca/\N{LATIN SMALL LETTER A WITH DIAERESIS}", "https://a..b"),
+        f"https://{'a' * 64}.example",
+    ],
 )
 def test_what_is_no_plain_https_url_is_refused(url: str) -> None:
-    with pytest.raises(UsageError, match=r"the CA's URL (is no|is none|has a user)"):
+    with pytest.raises(UsageError, match=r"the CA's URL (is no|is none|has a user|has a blank)"):
         ca_peer(url)

@@ -255,3 +255,11 @@ def test_a_tpm_that_is_off_says_nothing(tpm: SimulatedTpm) -> None:
     assert seen.condition is None
     assert seen.error is not None
     assert (seen.error.kind, seen.error.rc) == ("TpmUnavailableError", 0)
+
+
+def test_a_storage_root_key_that_somebody_removed_is_told_from_one_that_is_not_made_yet() -> None:
+    seen = Seen(srk_name=None, ek_sha256=None, reset_count=None, has_key=True)
+    found = judge_tpm(report(srk="", srk_is_key=False, seen=seen), MANAGED, RECORD)
+    assert [(each.check, each.level) for each in unwell(found)] == [("tpm.storage-root-key", "problem")]
+    found = judge_tpm(report(srk="", srk_is_key=False, seen=None), MANAGED, None)
+    assert unwell(found) == []

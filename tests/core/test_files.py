@@ -213,7 +213,7 @@ def test_a_folder_that_may_not_be_written_is_refused_for_an_ordinary_user(tmp_pa
         "try: make_folder(Path(sys.argv[1]))\n"
         "except StorageError as error: sys.exit(str(error))\n"
     )
-    assert run_crippled(code, str(tmp_path / "closed")) == f"cannot make {tmp_path / 'closed'}: permission denied"
+    assert run_crippled(code, str(tmp_path / "closed")) == f"cannot write to {tmp_path / 'closed'}: permission denied"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")

@@ -258,6 +258,8 @@ def test_16_the_record_is_cut_off(patient: Patient) -> None:
 
 def test_17_the_enrollment_was_interrupted(patient: Patient) -> None:
     (patient.folder / RECORD).unlink()
+    is_about(patient.cause(), "identity.record", "no identity.json: whose they are", "move the files away")
+    (patient.folder / "first-boot.json").touch()
     is_about(patient.cause(), "identity.record", "enrollment was interrupted", "first-boot again")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from tpm_mtls.cli_options import answer, json_option, state_dir_option, tcti_option
+from tpm_mtls.errors import UsageError
 
 _EPILOG = """\b
 Examples:
@@ -58,6 +59,8 @@ def doctor(
     def now() -> datetime:
         return datetime.now(UTC)
 
+    for each in (tcti, state_dir, trust):
+        _check_readable(str(each or ""))
     peers = ([ca_peer(ca)] if ca else []) + ([backend_peer(backend)] if backend else [])
     if bundle is not None:
         refuse_existing(bundle)
@@ -67,3 +70,12 @@ def doctor(
         write_bundle(bundle, diagnosis, now=now())
     if diagnosis.problems:
         raise failure(diagnosis)
+
+
+def _check_readable(text: str) -> None:
+    """The doctor's children and its answer speak JSON, which has no bytes that are no letters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        hint = "give the folder another name, or a link to it: ln -s"
+        raise UsageError(f"{text!a} has bytes that are no UTF-8", hint=hint) from error

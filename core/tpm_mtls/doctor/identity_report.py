@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from contextlib import suppress
 from datetime import datetime  # noqa: TC003 - msgspec reads the annotations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -20,14 +21,18 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
+JOURNAL: Final = "first-boot.json"
+"""What `keygen first-boot` writes first and removes last."""
+
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of the folder: its name, permission bits, owner's number and size in bytes."""
+    """A file of the folder: its name, permission bits, owner's number, size in bytes, and whether it is a link."""
 
     name: str
     mode: int
     uid: int
     size: int
+    is_link: bool = False
 
 
 class IdentityReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +100,9 @@ def _listed(report: IdentityReport, folder: Path) -> IdentityReport:
         with suppress(FileNotFoundError):  # gone again
             status = path.lstat()
             mode = stat.S_IMODE(status.st_mode)
-            entries.append(Entry(name=path.name, mode=mode, uid=status.st_uid, size=status.st_size))
+            name = os.fsencode(path.name).decode(errors="replace")  # as JSON has it
+            is_link = stat.S_ISLNK(status.st_mode)
+            entries.append(Entry(name=name, mode=mode, uid=status.st_uid, size=status.st_size, is_link=is_link))
     return msgspec.structs.replace(report, mode=stat.S_IMODE(folder.stat().st_mode), entries=tuple(entries))
 
 
@@ -129,7 +136,12 @@ def _check_chain(
     check_chain(leaf, issuers, anchors, now=moment, purpose=Purpose.CLIENT)
 
 
+def is_begun(report: IdentityReport) -> bool:
+    """Whether `keygen first-boot` was interrupted: its journal is there, which it removes last."""
+    return JOURNAL in {entry.name for entry in report.entries}
+
+
 def has_remains(report: IdentityReport) -> bool:
-    """Whether there is something of an identity, but not the record that is written last."""
+    """Whether there is something of an identity, but not its record."""
     names = {entry.name for entry in report.entries}
     return report.record is None and RECORD not in names and bool(names & {KEY, CERTIFICATE})

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from tpm_mtls.doctor.findings import ok, problem, problem_of, warning
-from tpm_mtls.doctor.identity_report import has_remains
-from tpm_mtls.identity import CERTIFICATE, DEFAULT_FOLDER, KEY, TRUST
+from tpm_mtls.doctor.identity_report import JOURNAL, has_remains, is_begun
+from tpm_mtls.identity import CERTIFICATE, DEFAULT_FOLDER, KEY, RECORD, TRUST
 from tpm_mtls.renewal import renewal_at
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ _LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
 _OTHERS_WRITE: Final = 0o022
 _OTHERS_READ: Final = 0o077
 _CLOCK: Final = "set it: timedatectl set-ntp true (or date -u -s '…'); a board without a clock needs NTP before TLS"
+_FROM_THE_TPM: Final = (
+    "or move the files away and run tpm-mtls keygen first-boot: where the TPM has a copy, it brings it back"
+)
 _ENROLL: Final = "enroll the device: tpm-mtls keygen first-boot --help"
 
 
@@ -82,15 +85,28 @@ def _folder(report: IdentityReport) -> Finding:
             f"other users may write to {report.folder} (mode {report.mode:04o}): they can exchange key and trust",
             f"chmod 0750 {report.folder}, then look at what is in it",
         )
+    for entry in report.entries:
+        # who may go through the folder can open what is in it; a link's own mode means nothing
+        others = (entry.mode & 0o020 and report.mode & 0o010) or (entry.mode & 0o002 and report.mode & 0o001)
+        if entry.name in {RECORD, CERTIFICATE, TRUST, KEY} and not entry.is_link and others:
+            path = f"{report.folder}/{entry.name}"
+            text = f"other users may write to {path} (mode {entry.mode:04o}): they can exchange key and trust"
+            return problem("identity.folder", text, f"chmod go-w {shlex.quote(path)}, then look at what is in it")
     return ok("identity.folder", f"{report.folder} (mode {report.mode:04o})")
 
 
 def _no_record(report: IdentityReport) -> Finding:
+    if is_begun(report):
+        return problem(
+            "identity.record",
+            f"an enrollment was interrupted: {report.folder} has its journal, {JOURNAL}, and no identity.json",
+            "run tpm-mtls keygen first-boot again: it goes on where it stopped",
+        )
     if has_remains(report):
         return problem(
             "identity.record",
-            f"an enrollment was interrupted: {report.folder} has files of an identity, and no identity.json",
-            "run tpm-mtls keygen first-boot again: it goes on where it stopped",
+            f"{report.folder} has files of an identity, and no identity.json: whose they are cannot be told",
+            f"restore it from a backup; {_FROM_THE_TPM}",
         )
     return warning("identity.record", f"there is no identity in {report.folder} yet", _ENROLL)
 
@@ -112,11 +128,17 @@ def _software_key(report: IdentityReport) -> Iterator[Finding]:
             )
 
 
+def _there_but_unreadable(report: IdentityReport, name: str, error: Failed) -> str:
+    """What to do where the file ``name`` is there and cannot be read for ``error``; empty where that is not so."""
+    is_there = name in {entry.name for entry in report.entries}
+    return error.hint if is_there and error.kind == "StorageError" else ""
+
+
 def _certificate_back(report: IdentityReport, error: Failed) -> str:
     """What to do where the certificate cannot be read for ``error``; `keygen restore` writes none that is there."""
+    if hint := _there_but_unreadable(report, CERTIFICATE, error):
+        return hint
     is_there = CERTIFICATE in {entry.name for entry in report.entries}
-    if is_there and error.kind == "StorageError":
-        return error.hint
     away = f"move {CERTIFICATE} away; then " if is_there else ""
     if report.record is None or not report.record.is_tpm:
         return f"{away}restore it from a backup; or enroll again"
@@ -135,7 +157,9 @@ def _certificate(report: IdentityReport, now: datetime) -> Iterator[Finding]:
     if report.certificate_error is not None:
         yield problem(check, report.certificate_error.message, _certificate_back(report, report.certificate_error))
     if report.trust_error is not None:
-        remedy = f"copy the CA's root certificate to {folder}/{TRUST} again"
+        remedy = _there_but_unreadable(report, TRUST, report.trust_error) or (
+            f"copy the CA's root certificate to {folder}/{TRUST} again"
+        )
         yield problem("identity.chain", report.trust_error.message, remedy)
     if report.chain_error is not None:
         yield problem_of("identity.chain", report.chain_error)

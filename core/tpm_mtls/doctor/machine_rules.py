@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tpm_mtls.device_nodes import chip_name, is_managed, managed_node
+from tpm_mtls.device_nodes import chip_name, is_managed, is_tpm_node, managed_node
 from tpm_mtls.doctor.findings import ok, problem, warning
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def judge_machine(machine: Machine, tcti: str) -> list[Finding]:
         return [_missing(machine, str(wanted))]  # 2
     if not node.is_device:
         return [problem(_DEVICE, f"{node} is no device", "name the TPM's: --tcti device:/dev/tpmrm0")]
+    if not is_tpm_node(node.name):  # a simulated one's, or a mistake: nothing that is said of a TPM's node is true
+        return [ok(_DEVICE, f"{node}, which has no name of a TPM's"), *_may_open(machine, node)]
     return [*_found(machine, node), *_rights(machine, node), *_conflicts(machine, node)]
 
 
@@ -123,6 +125,12 @@ def _found(machine: Machine, node: Node) -> Iterator[Finding]:
         return
     driver = f", driver {chip.driver}" if chip is not None and chip.driver else ""
     yield ok(_DEVICE, f"{node}{driver}")
+
+
+def _may_open(machine: Machine, node: Node) -> Iterator[Finding]:
+    if not node.may_open:
+        remedy = "name the TPM's: --tcti device:/dev/tpmrm0; else run it as a user who may"
+        yield problem(_RIGHTS, f"the user {machine.user} may not open {node}", remedy)
 
 
 def _rights(machine: Machine, node: Node) -> Iterator[Finding]:

@@ -77,7 +77,7 @@ def judge_peer(report: PeerReport) -> Finding:
             f"{where} answered, and refuses this device ({said})",
             "ask who runs it whether the device is registered there, and not blocked; may it GET that path?",
         )
-    if report.status >= 500 or (peer.role == "CA" and report.status >= 400):  # noqa: PLR2004 - RFC 9110, 15.5 and 15.6
+    if report.status >= 500 or (peer.role == "CA" and report.status != 200):  # noqa: PLR2004 - RFC 9110, 15.6; RFC 7030, 4.1.3
         return problem(check, f"{where} answered with {said}", "is that its URL? then see its log")
     return ok(check, f"{where} answered, and its certificate is trusted")
 

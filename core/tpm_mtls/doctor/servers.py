@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 from urllib.parse import urlsplit
 
 from tpm_mtls import est
@@ -42,11 +43,14 @@ def _split(url: str, role: Role) -> tuple[str, int, str]:
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # RFC 1035, 2.3.4: labels of 1 to 63 octets
     except ValueError as error:
         raise UsageError(f"the {role}'s URL is none", hint=hint) from error
     # the URL itself is not repeated: it may have a password
     if parts.scheme != "https" or not parts.hostname:
         raise UsageError(f"the {role}'s URL is no https URL", hint=hint)
+    if re.search(r"[^\x21-\x7e]", parts.path):  # RFC 3986, 2.1
+        raise UsageError(f"the {role}'s URL has a blank or another letter that must be percent-encoded", hint=hint)
     if parts.username is not None or parts.query or parts.fragment:
         raise UsageError(f"the {role}'s URL has a user, a query or a fragment", hint=hint)
     return parts.hostname, port or http.client.HTTPS_PORT, parts.path.rstrip("/")

@@ -52,7 +52,7 @@ def judge_tpm(report: TpmReport, tcti: str, record: IdentityRecord | None) -> li
     findings += _memory(condition, tools) if is_raw(tcti) else ()  # 7
     findings += _room(condition)
     findings.append(_authorizations(report))  # 8
-    findings += () if hides_keys else _storage_root(report, tools)  # 9
+    findings += () if hides_keys else _storage_root(report, record, tools)  # 9
     return findings + ([problem_of("tpm.keys", report.error)] if report.error is not None else [])
 
 
@@ -199,12 +199,18 @@ def _authorizations(report: TpmReport) -> Finding:
     )
 
 
-def _storage_root(report: TpmReport, tools: str) -> Iterator[Finding]:
+def _storage_root(report: TpmReport, record: IdentityRecord | None, tools: str) -> Iterator[Finding]:
     check = "tpm.storage-root-key"
     if report.srk_is_key:
         yield ok(check, f"it is there: {report.srk}")
     elif report.srk:
         remove = f"tpm2_evictcontrol {tools} -C o -c 0x81000001"
         yield problem(check, report.srk, f"find out whose it is; if nobody needs it: {remove}")
+    elif report.seen is not None and report.seen.has_key and record is not None and record.srk_name is not None:
+        yield problem(  # where the key is gone as well, the TPM was cleared, which is said above
+            check,
+            "somebody removed it; the device's own key is left, but nothing opens what was sealed under it",
+            "make it again, which gives the same one: tpm-mtls provision --apply FILE (an empty one will do)",
+        )
     elif report.error is None:
         yield ok(check, "there is none yet: the first key makes it")

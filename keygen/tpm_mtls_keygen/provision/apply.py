@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, assert_never
 
 from tpm_mtls.errors import AuthorizationError, StateError, TpmLockoutError, TpmRefusedError
 from tpm_mtls.files import is_there, read_capped, remove_file, write_atomic
+from tpm_mtls.tpm.hierarchies import EMPTY, Hierarchy
 from tpm_mtls_keygen.provision.kept import begin, finish
 from tpm_mtls_keygen.provision.observe import Given, observe
 from tpm_mtls_keygen.provision.plan import (
@@ -22,11 +24,10 @@ from tpm_mtls_keygen.provision.plan import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tpm_mtls.tpm import Tpm
-    from tpm_mtls.tpm.hierarchies import Hierarchy
     from tpm_mtls_keygen.provision.plan import Action, Item
     from tpm_mtls_keygen.provision.settings import Settings
 
@@ -110,7 +111,8 @@ class Provisioning:
                 tpm.endorsement.persist(action.template)
             case SetLockoutParameters():
                 wanted = wanted_lockout(self._settings, tpm.hierarchies.state().lockout)
-                tpm.hierarchies.set_lockout_parameters(wanted)
+                with self._lockout_explained():
+                    tpm.hierarchies.set_lockout_parameters(wanted)
             case SetAuthorization():
                 self._set_authorization(action.hierarchy)
             case DisablePlatform():
@@ -121,12 +123,24 @@ class Provisioning:
     def _clear(self, srk: bytes) -> None:
         write_atomic(self._journal, srk.hex().encode())
         try:
-            self._tpm.hierarchies.clear()
+            with self._lockout_explained():
+                self._tpm.hierarchies.clear()
         except TpmRefusedError:
             remove_file(self._journal)
             raise
         self._given = Given(lost=srk)
         self._observed = observe(self._tpm, self._settings, self._given)
+
+    @contextmanager
+    def _lockout_explained(self) -> Iterator[None]:
+        """What is kept counts before what is given: where it is the wrong one, to give another does not help."""
+        try:
+            yield
+        except AuthorizationError as error:
+            if self._observed.authorizations[Hierarchy.LOCKOUT].standing is Standing.KEPT:
+                path = self._settings.kept[Hierarchy.LOCKOUT].path
+                error.hint = f"{path} holds another value: move it away, since it counts first; {error.hint}"
+            raise
 
     def _set_authorization(self, hierarchy: Hierarchy) -> None:
         kept, found = self._settings.kept[hierarchy], self._observed.authorizations[hierarchy]
@@ -138,9 +152,14 @@ class Provisioning:
             if is_begun:
                 hierarchies.prove(hierarchy)
             else:
+                if hierarchy is Hierarchy.LOCKOUT and found.standing is Standing.GIVEN:
+                    # Killed later, the next run uses the value that was begun, and a wrong one blocks the hierarchy
+                    # for a day: so the given one has to be gone before another is begun.
+                    hierarchies.change_authorization(hierarchy, EMPTY)
                 hierarchies.change_authorization(hierarchy, begin(self._tpm, kept, found.wanted))
         except refusals:
-            remove_file(kept.begun)  # so the TPM does not have it
+            if is_there(kept.begun):
+                remove_file(kept.begun)  # so the TPM does not have it
             raise
         finish(kept)
 

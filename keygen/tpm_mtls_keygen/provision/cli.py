@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -106,11 +107,16 @@ def provision(  # noqa: PLR0913 - one parameter per option
     }
     values = {each: read_hierarchy_authorization(source) for each, source in sources.items()}
     given = Given({each: value for each, value in values.items() if value is not None})
-    if applied is not None:
-        make_folder(state_dir)
-    waiting = f"somebody else is at work in {state_dir}: waiting"
-    lock = locked(state_dir, waiting=lambda: progress(waiting)) if applied is not None else nullcontext()
-    with lock, open_tpm(tcti, srk_authorization=read_authorization(srk_auth)) as tpm:
+    places = [state_dir, *settings.folders] if applied is not None else []
+    for place in places:
+        if place == state_dir or not place.is_dir():
+            make_folder(place)
+    with ExitStack() as locks:
+        # where a value is kept nobody else may begin one; in one order, whoever shares some of them
+        for folder in sorted({each.resolve() for each in places}):
+            waiting = f"somebody else is at work in {folder}: waiting"
+            locks.enter_context(locked(folder, waiting=partial(progress, waiting)))
+        tpm = locks.enter_context(open_tpm(tcti, srk_authorization=read_authorization(srk_auth)))
         provisioning = Provisioning(tpm, settings, given, state_dir, destroys=name)
         if not as_json:
             _show(provisioning.plan)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tpm_mtls.authorization import Secret, read_authorization
@@ -17,8 +18,6 @@ from tpm_mtls.sealed_blob import FILE_LIMIT, parse_blob
 from tpm_mtls.tpm.sealed_authorization import seal_value, unseal_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tpm_mtls.tpm import Tpm
 
 _BYTES: Final = 16
@@ -54,7 +53,7 @@ def parse_kept(source: str, folder: Path) -> Kept:
         UsageError: it is not ``sealed:PATH`` or ``file:PATH``.
     """
     kind, _, path = source.partition(":")
-    if kind not in {"sealed", "file"} or not path or "\0" in path:
+    if kind not in {"sealed", "file"} or "\0" in path or path.endswith("/") or Path(path).name in {"", ".."}:
         raise UsageError(  # not repeated: it may be the value itself
             "an authorization is kept neither sealed nor in a file", hint='expected "sealed:PATH" or "file:PATH"'
         )

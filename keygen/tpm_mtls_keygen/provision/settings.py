@@ -21,6 +21,7 @@ What a section does not say stays as it is. The storage root key is made in any 
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,11 @@ class Settings:
     lockout_recovery: int | None = None
     disable_platform: bool = False
 
+    @property
+    def folders(self) -> frozenset[Path]:
+        """Where the values are kept."""
+        return frozenset(each.path.parent for each in self.kept.values())
+
 
 def load_settings(path: Path) -> Settings:
     """What the file ``path`` wants; ``-`` is standard input, where relative paths begin at the working folder.
@@ -114,7 +120,7 @@ def parse_settings(data: bytes, name: str, folder: Path) -> Settings:
     """
     try:
         found = msgspec.convert(tomllib.loads(data.decode()), _File)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, msgspec.ValidationError) as error:
         text = str(error)
         raise UsageError(
             f"{name} is no hardening file: {text[:1].lower()}{text[1:]}",
@@ -126,7 +132,8 @@ def parse_settings(data: bytes, name: str, folder: Path) -> Settings:
         Hierarchy.LOCKOUT: found.lockout.authorization,
     }
     kept = {each: parse_kept(source, folder) for each, source in sources.items() if source is not None}
-    if len({path for each in kept.values() for path in (each.path, each.begun)}) < 2 * len(kept):
+    # where links and .. lead: a value that overwrites another one's is lost for good
+    if len({os.path.realpath(path) for each in kept.values() for path in (each.path, each.begun)}) < 2 * len(kept):
         raise UsageError(
             f"{name} keeps two authorization values in one file", hint="name another file for each hierarchy"
         )

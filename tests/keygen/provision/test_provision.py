@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -306,3 +307,42 @@ def test_a_second_run_costs_few_commands(tpm: SimulatedTpm, provision: Hardening
         provision.tcti = tpm.tcti
 
     assert len(tap.commands) == 21
+
+
+def test_a_kept_lockout_authorization_that_is_wrong_is_named(tpm: SimulatedTpm, provision: Hardening) -> None:
+    """To give another one does not help as long as it lies there; moved away, the given one counts."""
+    tpm.tool("tpm2_dictionarylockout", "--setup-parameters", "--max-tries=3", "--lockout-recovery-time=1")
+    tpm.tool("tpm2_changeauth", "-c", "l", "before")
+    (provision.folder / "state").mkdir()
+    kept = provision.folder / "state" / "lockout"
+    provision.secret("state/lockout", "wrong")
+    provision.write(LOCKOUT_ONLY + "max_tries = 7\n")
+    before = provision.secret("before", "before")
+    provision("apply", "--lockout-auth", before, status=4)
+    assert f"{kept} holds another value: move it away" in provision.errors
+
+    kept.unlink()
+    time.sleep(1.5)  # lockout_recovery
+    provision("apply", "--lockout-auth", before)
+    assert set(provision("apply").values()) == {None}
+
+
+@pytest.mark.parametrize("other", ["../{}/value", "link/value"])
+def test_two_values_in_one_file_by_another_path_are_refused(
+    tpm: SimulatedTpm, provision: Hardening, other: str
+) -> None:
+    """The second one would overwrite the first, which nobody else knows."""
+    (provision.folder / "link").symlink_to(provision.folder)
+    other = other.format(provision.folder.name)
+    provision.write(f'[owner]\nauthorization = "file:value"\n[endorsement]\nauthorization = "file:{other}"\n')
+    provision("apply", status=2)
+    assert "keeps two authorization values in one file" in provision.errors
+    assert "ownerAuthSet:              0" in tpm.tool("tpm2_getcap", "properties-variable").stdout
+
+
+@pytest.mark.parametrize("path", ["/", ".", "..", "a/..", "a/"])
+def test_a_value_is_kept_in_a_file_and_no_folder(provision: Hardening, path: str) -> None:
+    """A folder's rights are not to be taken away, either: "chmod 600 .." would do harm."""
+    provision.write(f'[owner]\nauthorization = "file:{path}"\n')
+    provision("apply", status=2)
+    assert "neither sealed nor in a file" in provision.errors

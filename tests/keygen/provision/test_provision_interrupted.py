@@ -107,3 +107,36 @@ def test_two_at_once_take_turns(provision: Hardening) -> None:
     answers = [json.loads(process.communicate(timeout=30)[0]) for process in both]
     assert sorted(answer["changes"] for answer in answers) == [0, 7]
     provision.assert_done()
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("at", [14, 16])  # HierarchyChangeAuth: the given value goes, the new one comes
+def test_killed_while_a_given_lockout_authorization_is_changed_it_finishes(
+    tpm: SimulatedTpm, provision: Hardening, at: int, *, answered: bool
+) -> None:
+    """No value that may be the wrong one is tried: that would block the hierarchy, as a rule for a day."""
+    tpm.tool("tpm2_changeauth", "-c", "l", "before")
+    provision.write('[lockout]\nauthorization = "file:state/lockout"\n')
+    options = ("--lockout-auth", provision.secret("before", "before"))
+    with TpmTap(tpm.tcti) as tap:
+        kill(provision, tap, at, *options, answered=answered)
+        assert tap.commands[-1] == "0x129"
+    free(tpm)
+
+    provision("apply", *options)
+
+    assert set(provision("apply", *options).values()) == {None}
+    kept = provision.folder / "state" / "lockout"
+    tpm.tool("tpm2_dictionarylockout", "--clear-lockout", "-p", f"file:{kept}")
+
+
+def test_two_with_other_folders_take_turns_where_the_values_are_kept(provision: Hardening) -> None:
+    """Else one would remove or overwrite the value that the other began, and the TPM has."""
+    command = [sys.executable, "-m", "tpm_mtls", *provision.command("apply"), "--json"]
+    folders = [str(provision.folder / name) for name in ("first", "second", "third")]
+    some = [
+        subprocess.Popen([*command, "--state-dir", each], stdout=subprocess.DEVNULL, env=unmeasured())
+        for each in folders
+    ]
+    assert [process.wait(timeout=30) for process in some] == [0, 0, 0]
+    provision.assert_done()
