@@ -38,7 +38,7 @@ def client() -> None:
 @connection_options
 @json_option
 def get(url: str, *, include: bool, settings: Settings, as_json: bool) -> None:
-    """Send a GET request and print the answer's body."""
+    """Send a GET request and print the answer's body: byte for byte, and on a terminal with a newline at the end."""
     _request("GET", url, settings=settings, include=include, as_json=as_json)
 
 
@@ -105,13 +105,13 @@ def _print(response: Response, *, include: bool, as_json: bool) -> None:
         answer(_as_data(response), "", as_json=True)
         response.raise_for_status()
         return
-    out = sys.stdout.buffer
+    from tpm_mtls.streams import write_raw  # noqa: PLC0415 - `client --help` stays quick
+
     if include:
         lines = [f"HTTP {response.status}", *(f"{name}: {value}" for name, value in response.headers.items()), "", ""]
-        out.write("\r\n".join(lines).encode())
+        write_raw("\r\n".join(lines).encode())
     response.raise_for_status()
-    out.write(response.body)
-    out.flush()
+    write_raw(response.body)
 
 
 def _as_data(response: Response) -> dict[str, Any]:

@@ -51,11 +51,22 @@ def write_output(path: Path | None, data: bytes, *, mode: int = PRIVATE_FILE, ha
     """
     if path is not None:
         write_atomic(path, data, mode=mode, replace=False, hand_over=hand_over)
-        return
+    else:
+        write_raw(data)
+
+
+def write_raw(data: bytes) -> None:
+    """Writes ``data`` to standard output, byte for byte; on a terminal what is there ends with a newline.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     output = sys.stdout
     try:
         with storage_errors(Path("/dev/stdout"), "write"):
             output.buffer.write(data)
+            if data and not data.endswith(b"\n") and output.isatty():
+                output.buffer.write(b"\n")  # else the shell's prompt stands behind it in the same line
             output.buffer.flush()
     except BaseException:
         sys.stdout = None  # as in a process without one: what is left in its buffer is not tried again at exit

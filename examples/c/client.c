@@ -7,7 +7,7 @@
  *   ./client backend.example 443 /whoami ca.cert.pem device.cert.pem device.key.pem
  *   ./client backend.example 443 /whoami ca.cert.pem device.cert.pem handle:0x81000100
  *
- * The answer goes to standard output, the exit status is 0 for a 2xx one. */
+ * The answer goes to standard output, on a terminal with a newline at its end; the exit status is 0 for a 2xx one. */
 
 #include <signal.h>
 #include <stdbool.h>
@@ -16,6 +16,7 @@
 
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <unistd.h>
 
 #include <openssl/bio.h>
 #include <openssl/err.h>
@@ -72,7 +73,7 @@ static bool configure(SSL_CTX *context, const char *ca, const char *certificate,
 
 /* Sends a GET request, copies the answer to standard output, and says whether its status was 2xx. */
 static bool request(SSL *ssl, const char *host, const char *path) {
-    char piece[4096], status[] = "000";
+    char piece[4096], status[] = "000", last = '\n';
     int length, total = 0;
 
     length = BIO_snprintf(piece, sizeof piece, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", path, host);
@@ -85,7 +86,10 @@ static bool request(SSL *ssl, const char *host, const char *path) {
         if (total > ANSWER_LIMIT)
             return failed("the answer is longer than 1 MiB");
         fwrite(piece, 1, (size_t)length, stdout);
+        last = piece[length - 1];
     }
+    if (last != '\n' && isatty(STDOUT_FILENO))
+        putchar('\n'); /* else the shell's prompt stands behind it in the same line */
     if (total == 0) /* with TLS 1.3 a refused certificate shows here, not in the handshake */
         return failed("the server did not answer");
     if ((SSL_get_shutdown(ssl) & SSL_RECEIVED_SHUTDOWN) == 0)

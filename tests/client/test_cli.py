@@ -15,6 +15,7 @@ import pytest
 from support.backend import running_backend
 from support.device_ca import DeviceCa
 from support.https_server import fixed, http
+from support.terminal import shown_on_a_terminal
 from support.tpm_keys import make_key
 from tpm_mtls.cli import run
 from tpm_mtls.identity import CERTIFICATE, TRUST, IdentityRecord, save_record
@@ -53,6 +54,13 @@ def test_include_prints_status_and_header_fields_first(
     assert run(["client", "get", serve(fixed(http(200, b"hello"))).url(), *options, "--include"]) == 0
     expected = b"HTTP 200\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
     assert capsysbinary.readouterr() == (expected, b"")
+
+
+def test_on_a_terminal_the_prompt_gets_a_line_of_its_own(serve: MakeServer, options: list[str]) -> None:
+    get = [sys.executable, "-m", "tpm_mtls", "client", "get", serve(fixed(http(200, b'{"ok":true}'))).url(), *options]
+    assert shown_on_a_terminal(get) == b'{"ok":true}\r\n'
+    assert shown_on_a_terminal([*get, "--include"]).endswith(b'\r\n\r\r\n{"ok":true}\r\n')
+    assert subprocess.run(get, capture_output=True, check=True).stdout == b'{"ok":true}'
 
 
 def test_json_answers_with_one_object(serve: MakeServer, options: list[str], capsys: Capture) -> None:

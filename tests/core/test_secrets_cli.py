@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 
 from support.scripted_agent import MemoryAgent
+from support.terminal import shown_on_a_terminal
 from tpm_mtls.cli import run
 
 if TYPE_CHECKING:
@@ -174,6 +175,13 @@ def test_at_a_terminal_the_value_is_asked_for_unseen(
     secret("set", NAME, terminal=True)
     assert agent.secrets == {NAME: VALUE}
     assert "differ" in secret("set", NAME, terminal=True, status=2)[1]
+
+
+def test_on_a_terminal_the_prompt_gets_a_line_of_its_own(secret: Command) -> None:
+    secret("set", NAME, given=VALUE.encode())
+    get = [sys.executable, "-m", "tpm_mtls", "secret", "get", NAME]
+    assert shown_on_a_terminal(get) == VALUE.encode() + b"\r\n"
+    assert subprocess.run(get, capture_output=True, check=True).stdout == VALUE.encode()
 
 
 def test_a_full_disk_behind_standard_output_is_an_error(secret: Command) -> None:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from support.certificates import TestCa
 from support.https_server import HttpsServer, fixed, http, whoami
 from support.policies import extend, make_policy_key, pcr_policy
+from support.terminal import shown_on_a_terminal
 from support.tpm_keys import make_key
 from tpm_mtls.key_reference import KeyFile, PersistentHandle
 from tpm_mtls.structures.tss2_key import parse_tss2_pem
@@ -109,6 +110,14 @@ def serve(
     context.load_verify_locations(identity.trust)
     context.verify_mode = ssl.CERT_REQUIRED
     return HttpsServer(context, answer)
+
+
+def test_only_on_a_terminal_the_answer_gets_a_newline(program: Path, ca: TestCa, device: Identity) -> None:
+    with serve(ca, to_the_end(fixed(http(200, b'{"ok":true}')))) as server:
+        command = [str(program), "localhost", str(server.port), "/", str(device.trust), str(device.certificate)]
+        assert shown_on_a_terminal([*command, str(device.key)]).endswith(b'\r\n{"ok":true}\r\n')
+        piped = subprocess.run([*command, str(device.key)], capture_output=True, check=True, timeout=20).stdout
+    assert piped.endswith(b'\r\n{"ok":true}')
 
 
 @pytest.mark.parametrize("handle", [None, HANDLE], ids=["tss2", "handle"])

@@ -125,7 +125,7 @@ def get(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Get a secret, byte for byte; nothing is added to it."""
+    """Get a secret, byte for byte; nothing is added to it, but on a terminal a newline at the end."""
     from tpm_mtls.files import refuse_existing  # noqa: PLC0415 - `secret --help` stays quick
     from tpm_mtls.streams import write_output  # noqa: PLC0415 - the same
 
