@@ -121,8 +121,9 @@ def seal(  # noqa: PLR0913 - one parameter per option
         click.echo(_COUNTER_NOTE.format(stands, stands), err=True)
 
 
-@click.command(epilog="\b\nExample: tpm-mtls unseal --in disk.sealed | cryptsetup open --key-file - /dev/sda3 data")
-@click.option("--in", "source", type=_FILE, help="What seal wrote.  [default: standard input]")
+@click.command(epilog="\b\nExample: tpm-mtls unseal disk.sealed | cryptsetup open --key-file - /dev/sda3 data")
+@click.argument("file", type=_FILE, required=False)
+@click.option("--in", "source", type=_FILE, help="What seal wrote, as FILE.  [default: standard input]")
 @click.option("--out", type=_FILE, help="Make this file (mode 0600); never overwrites.  [default: standard output]")
 @click.option(
     "--signed-policy",
@@ -149,6 +150,7 @@ def seal(  # noqa: PLR0913 - one parameter per option
 @_common_options
 def unseal(  # noqa: PLR0913 - one parameter per option
     *,
+    file: Path | None,
     source: Path | None,
     out: Path | None,
     signed: tuple[Path, ...],
@@ -169,7 +171,8 @@ def unseal(  # noqa: PLR0913 - one parameter per option
 ) -> None:
     """Get a sealed secret back, byte for byte, on the TPM that sealed it.
 
-    Where it is refused because something else was booted, the error says which PCR differs, and the exit status is 4.
+    Only on a terminal a newline is added at the end. Where it is refused because something else was booted, the error
+    says which PCR differs, and the exit status is 4.
     """
     from tpm_mtls.policy.new_policy import read_wish  # noqa: PLC0415 - `unseal --help` stays quick
     from tpm_mtls.sealed_blob import FILE_LIMIT, parse_blob  # noqa: PLC0415 - the same
@@ -179,6 +182,7 @@ def unseal(  # noqa: PLR0913 - one parameter per option
     from tpm_mtls_agent.sealing.nv_secret import parse_index  # noqa: PLC0415 - the same
     from tpm_mtls_agent.sealing.policy import chosen  # noqa: PLC0415 - the same
 
+    source = _one_of(file, source)
     index = parse_index(nv) if nv is not None else None
     _check_place(source, form, nv, tools_need="--in")
     wish = read_wish(pcrs=pcrs, pcr_values=pcr_values, policy_signer=policy_signer, policy_ref=policy_ref, counter=None)
@@ -201,6 +205,12 @@ def unseal(  # noqa: PLR0913 - one parameter per option
     if out is not None or as_json:
         where = {"out": str(out)} if out is not None else {"base64": base64.b64encode(secret).decode()}
         answer(where, str(out), as_json=as_json)
+
+
+def _one_of(file: Path | None, source: Path | None) -> Path | None:
+    if file is not None and source is not None:
+        raise UsageError("there are two files to unseal", hint=f"leave --in out: tpm-mtls unseal {file}")
+    return file or source
 
 
 def _check_place(path: Path | None, form: str, nv: str | None, *, tools_need: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from support.policies import Operator, extend
 from support.seal_command import AUTH, OWNER, WRONG, SealCommand
+from support.terminal import shown_on_a_terminal
 from support.tpm_trace import CommandTrace
 from tpm_mtls.cli import run
 from tpm_mtls.identity import IdentityRecord, save_record
@@ -400,6 +401,24 @@ def test_a_full_disk_behind_standard_output_is_an_error(command: SealCommand, tm
         )  # fmt: skip
     assert done.returncode == 8
     assert b"cannot write /dev/stdout: no space left on device" in done.stderr
+
+
+def test_a_blob_is_named_with_or_without_an_option(command: SealCommand, tmp_path: Path) -> None:
+    (tmp_path / "disk.sealed").write_bytes(command.seal(SECRET))
+    assert command("unseal", "disk.sealed") == command("unseal", "--in", "disk.sealed") == SECRET
+    errors = command.refused("unseal", "disk.sealed", "--in", "other", status=2)
+    assert errors == (
+        "tpm-mtls: error: there are two files to unseal\n"
+        "tpm-mtls: hint: leave --in out: tpm-mtls unseal --state-dir state disk.sealed\n"
+    )
+    assert "NV memory, or in a file" in command.refused("unseal", "disk.sealed", "--nv", "0x01800001", status=2)
+
+
+def test_on_a_terminal_the_prompt_gets_a_line_of_its_own(command: SealCommand, tmp_path: Path) -> None:
+    (tmp_path / "disk.sealed").write_bytes(command.seal(b"no newline"))
+    unseal = [sys.executable, "-m", "tpm_mtls", "unseal", "disk.sealed", "--state-dir", "state"]
+    assert shown_on_a_terminal(unseal) == b"no newline\r\n"
+    assert subprocess.run(unseal, capture_output=True, check=True).stdout == b"no newline"
 
 
 def test_help_has_an_example_and_loads_no_tpm_library(command: SealCommand) -> None:
