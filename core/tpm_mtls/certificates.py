@@ -205,7 +205,7 @@ def check_chain(
         reason = "nothing there issued it" if "candidates exhausted" in reason else reason
         raise CredentialError(
             f"the certificate does not lead to the trust anchor: {reason}",
-            hint="is that the root certificate of the CA that issued it?",
+            hint="is that the root certificate of the CA that issued it, and are the intermediate ones with the leaf?",
         ) from error
     return tuple(found.chain)
 

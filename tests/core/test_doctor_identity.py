@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +77,8 @@ def test_an_identity_in_a_tpm_is_well() -> None:
         ({"exists": False}, "warning", "identity.folder", "/state does not exist"),
         ({"unreadable": ERROR}, "problem", "identity.folder", "m"),
         ({"mode": 0o770}, "problem", "identity.folder", r"may write to /state \(mode 0770\)"),
+        ({"read_only": True, "free": 0}, "warning", "identity.room", "/state is on a read-only file system"),
+        ({"free": 65535}, "problem", "identity.room", "the file system of /state is full"),
         ({"record": None, "record_error": ERROR}, "problem", "identity.record", "m"),
         ({"record": None}, "warning", "identity.record", "no identity in /state yet"),
         ({"certificate_error": ERROR, "begins": None}, "problem", "identity.certificate", "m"),
@@ -240,6 +244,28 @@ def test_a_folder_of_somebody_else_cannot_be_read(folder: Path) -> None:
         os.seteuid(0)
     assert found.unreadable is not None
     assert "permission denied" in found.unreadable.message
+
+
+_MOUNTED = """
+import subprocess, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from tpm_mtls.doctor.identity_report import observe_identity
+folder = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder], check=True)
+for command in (["true"], ["cp", "/dev/zero", folder / "filler"], ["mount", "-o", "remount,ro", folder]):
+    subprocess.run(command, stderr=subprocess.DEVNULL)
+    found = observe_identity(folder, datetime.now(UTC))
+    print(found.free, found.read_only)
+"""
+
+
+def test_a_full_disk_and_a_read_only_one_are_seen(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a file system")
+    command = ["unshare", "--mount", sys.executable, "-c", _MOUNTED, str(tmp_path)]
+    seen = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert seen == ["131072 False", "0 False", "0 True"]
 
 
 def test_the_chain_is_checked_while_the_certificate_is_valid(folder: Path) -> None:

@@ -42,6 +42,8 @@ class IdentityReport(msgspec.Struct, frozen=True, kw_only=True):
         folder: the folder's path.
         exists: whether it is there.
         mode: its permission bits.
+        read_only: whether its file system is.
+        free: bytes that a user may still write there; none where it was not looked at.
         entries: what is in it; empty where it cannot be listed.
         unreadable: why the folder cannot be listed.
         record: ``identity.json``; none without one.
@@ -57,6 +59,8 @@ class IdentityReport(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     exists: bool = False
     mode: int = 0
+    read_only: bool = False
+    free: int | None = None
     entries: tuple[Entry, ...] = ()
     unreadable: Failed | None = None
     record: IdentityRecord | None = None
@@ -103,7 +107,14 @@ def _listed(report: IdentityReport, folder: Path) -> IdentityReport:
             name = os.fsencode(path.name).decode(errors="replace")  # as JSON has it
             is_link = stat.S_ISLNK(status.st_mode)
             entries.append(Entry(name=name, mode=mode, uid=status.st_uid, size=status.st_size, is_link=is_link))
-    return msgspec.structs.replace(report, mode=stat.S_IMODE(folder.stat().st_mode), entries=tuple(entries))
+    system = os.statvfs(folder)
+    return msgspec.structs.replace(
+        report,
+        mode=stat.S_IMODE(folder.stat().st_mode),
+        read_only=bool(system.f_flag & os.ST_RDONLY),
+        free=system.f_bavail * system.f_frsize,
+        entries=tuple(entries),
+    )
 
 
 def _certificate(report: IdentityReport, folder: Path, now: datetime) -> IdentityReport:

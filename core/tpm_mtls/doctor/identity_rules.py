@@ -23,6 +23,7 @@ WRITTEN: Final = datetime(2026, 11, 1, tzinfo=UTC)
 _LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
 _OTHERS_WRITE: Final = 0o022
 _OTHERS_READ: Final = 0o077
+_RENEWAL: Final = 64 * 1024  # bytes: chain, record and journal, each written beside the old one
 _CLOCK: Final = "set it: timedatectl set-ntp true (or date -u -s '…'); a board without a clock needs NTP before TLS"
 _FROM_THE_TPM: Final = (
     "or move the files away and run tpm-mtls keygen first-boot: where the TPM has a copy, it brings it back"
@@ -47,7 +48,7 @@ def judge_clock(now: datetime, identity: IdentityReport) -> Finding:
 def judge_identity(report: IdentityReport, now: datetime) -> list[Finding]:
     """What ``report`` means at the time ``now``.
 
-    1. The folder is there, can be read, and nobody else may write to it.
+    1. The folder is there, can be read, nobody else may write to it, and there is room for a renewal.
     2. The record is there and whole.
     3. A software key is its owner's secret. A key that is a file is there.
     4. The certificate can be read, and leads to the trust anchor.
@@ -57,7 +58,7 @@ def judge_identity(report: IdentityReport, now: datetime) -> list[Finding]:
         return [warning("identity.folder", f"there is no identity: {report.folder} does not exist", _ENROLL)]
     if report.unreadable is not None:
         return [problem_of("identity.folder", report.unreadable)]
-    findings = [_folder(report)]  # 1
+    findings = [_folder(report), *_room(report)]  # 1
     if report.record_error is not None:  # 2
         return [*findings, problem_of("identity.record", report.record_error)]
     if report.record is None:
@@ -93,6 +94,21 @@ def _folder(report: IdentityReport) -> Finding:
             text = f"other users may write to {path} (mode {entry.mode:04o}): they can exchange key and trust"
             return problem("identity.folder", text, f"chmod go-w {shlex.quote(path)}, then look at what is in it")
     return ok("identity.folder", f"{report.folder} (mode {report.mode:04o})")
+
+
+def _room(report: IdentityReport) -> Iterator[Finding]:
+    if report.read_only:
+        yield warning(
+            "identity.room",
+            f"{report.folder} is on a read-only file system: a renewed certificate cannot be kept",
+            "mount it to be written (mount -o remount,rw), or keep the folder elsewhere: --state-dir",
+        )
+    elif report.free is not None and report.free < _RENEWAL:
+        yield problem(
+            "identity.room",
+            f"the file system of {report.folder} is full: a renewed certificate cannot be kept",
+            f"make room: df {shlex.quote(report.folder)}; du -x says what takes it",
+        )
 
 
 def _no_record(report: IdentityReport) -> Finding:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from tpm_mtls.doctor.findings import ok, problem, problem_of, warning
 from tpm_mtls.life_cycle import Observed, judge
 from tpm_mtls.tcti import is_raw
-from tpm_mtls.tpm_attributes import Permanent, StartupClear
+from tpm_mtls.tpm_attributes import WHY_IT_COUNTS, Permanent, StartupClear
 from tpm_mtls.tpm_firmware import firmware_faults
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def judge_tpm(report: TpmReport, tcti: str, record: IdentityRecord | None) -> li
     3. It is the one that the identity was made in, and was not cleared since.
     4. Its firmware is of no version that is known to be bad.
     5. It has the PCR bank sha256.
-    6. It is not locked by wrong authorization values.
+    6. It is not locked by wrong authorization values, or by what counts as such (`WHY_IT_COUNTS`).
     7. Nothing is left in its memory, and there is room for more keys.
     8. Nobody else can clear it.
     9. What is in the storage root key's place is one, and nothing else kept it from answering.
@@ -123,17 +123,12 @@ def _banks(banks: tuple[str, ...]) -> Iterator[Finding]:
 def _lockout(condition: Condition, tools: str) -> Iterator[Finding]:
     wrong = f"{condition.lockout_counter} of {condition.lockout_limit} wrong authorization values"
     interval = condition.lockout_interval
+    forgets = f"one is forgotten in {interval} s" if interval else "none is ever forgotten"
+    remedy = f"{WHY_IT_COUNTS}; {forgets}; or: tpm2_dictionarylockout {tools} --clear-lockout (-p with its value)"
     if condition.locked_out:
-        after = f"it forgets one in {interval} s" if interval else "it never forgets one"
-        yield problem(
-            "tpm.lockout",
-            f"it is locked: {wrong}",
-            f"find out who tries; {after}; or: tpm2_dictionarylockout {tools} --clear-lockout (-p with its value)",
-        )
+        yield problem("tpm.lockout", f"it is locked: {wrong}", remedy)
     elif condition.lockout_counter:
-        yield warning(
-            "tpm.lockout", f"{wrong}", f"find out who tries, before it locks; one is forgotten in {interval} s"
-        )
+        yield warning("tpm.lockout", wrong, remedy)
     else:
         yield ok("tpm.lockout", "no wrong authorization value counts")
 
