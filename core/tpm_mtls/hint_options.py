@@ -15,6 +15,7 @@ PLACES: Final = ("--tcti", "--state-dir", "--run-dir", "--socket", "--ca-dir", "
 """The options that say where something is."""
 
 _COMMAND = re.compile(r"\btpm-mtls((?: [a-z0-9][a-z0-9-]*)+)")
+_PASSWORD = re.compile(r"://[^@]*:[^@]*@")
 
 
 def named_places(arguments: Iterable[str]) -> dict[str, str]:
@@ -33,17 +34,21 @@ def named_places(arguments: Iterable[str]) -> dict[str, str]:
 def with_places(hint: str, places: dict[str, str], program: click.Group) -> str:
     """``hint``, with each ``tpm-mtls …`` in it completed by those of the ``places`` that its command takes.
 
-    An option that the hint names itself is not added.
+    An option that the hint names itself is not added, nor a database's URL with a password in it.
 
     Args:
         hint: of an error.
         places: from `named_places`.
         program: the command ``tpm-mtls``.
     """
-    wanted = {option: value for option, value in places.items() if value and option not in hint}
+    wanted = {option: value for option, value in places.items() if _may_show(value) and option not in hint}
     if not wanted:
         return hint
     return _COMMAND.sub(lambda found: _completed(found[1].split(), wanted, program), hint)
+
+
+def _may_show(value: str) -> bool:
+    return bool(value) and not _PASSWORD.search(value)
 
 
 def _completed(words: Sequence[str], places: dict[str, str], program: click.Group) -> str:

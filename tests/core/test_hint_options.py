@@ -65,6 +65,13 @@ def test_a_value_can_be_pasted() -> None:
     assert with_places("tpm-mtls pki approval list", {"--ca-dir": ""}, main) == "tpm-mtls pki approval list"
 
 
+def test_a_password_is_not_repeated() -> None:
+    hint, url = "tpm-mtls server device list", "postgresql://backend:horse@database.example/telemetry"
+    assert with_places(hint, {"--database": url}, main) == hint
+    for allowed in ("sqlite:///telemetry.db", "postgresql://backend@database.example/telemetry"):
+        assert with_places(hint, {"--database": allowed}, main) == f"tpm-mtls server device list --database {allowed}"
+
+
 def test_an_error_says_the_command_that_leads_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a folder that is not the default one, the command of the hint would look elsewhere without it."""
     places = ["--state-dir", str(tmp_path), "--socket", str(tmp_path / "socket")]
