@@ -11,6 +11,13 @@ PERMANENT: Final = 0x200
 STARTUP_CLEAR: Final = 0x201
 """TPM_PT_STARTUP_CLEAR: the property that is a `StartupClear`; the same."""
 
+WHY_IT_COUNTS: Final = "find out who tries, or whether power was lost without a TPM shutdown, which counts as one"
+"""In a hint: why a TPM counts a wrong authorization value, though nobody may have given one.
+
+Where one that counts was used, and the next start finds that no TPM2_Shutdown came before it, the TPM counts a failure:
+it may have lost the count of one. Part 1 rev 1.59, 19.8.6.
+"""
+
 
 class Permanent(enum.IntFlag):
     """TPMA_PERMANENT: part 2 rev 1.59, 8.6."""

@@ -80,8 +80,8 @@ def test_a_hardened_tpm_of_an_enrolled_device_is_well() -> None:
         ),
         ({"vendor": "IFX", "firmware": "5.61.2785.0"}, "warning", "tpm.firmware", "ROCA", "TPM-update"),
         ({"lockout_counter": 3}, "warning", "tpm.lockout", "3 of 32 wrong", "one is forgotten in 7200 s"),
-        ({"lockout_counter": 32, "locked_out": True}, "problem", "tpm.lockout", "32 of 32", "forgets one in 7200 s"),
-        ({"locked_out": True, "lockout_interval": 0}, "problem", "tpm.lockout", "locked", "it never forgets one"),
+        ({"lockout_counter": 32, "locked_out": True}, "problem", "tpm.lockout", "32 of 32", "200 s; or: .*clear"),
+        ({"locked_out": True, "lockout_interval": 0}, "problem", "tpm.lockout", "locked", "none is ever forgotten"),
         ({"transient_loaded": 1, "transient_available": 2}, "warning", "tpm.leaked-objects", "1 objects", "flush"),
         ({"transient_loaded": 3, "transient_available": 0}, "problem", "tpm.leaked-objects", "no more", "flush"),
         ({"sessions_active": 2}, "warning", "tpm.leaked-sessions", "2 sessions .* 3 more", "flush"),
@@ -113,6 +113,16 @@ def test_each_other_fault_is_named(changes: dict[str, Any], level: str, check: s
     (found,) = unwell(judge_tpm(report(**changes), RAW, RECORD))
     assert (found.level, found.check) == (level, check)
     assert re.search(text, found.text), found
+
+
+def test_what_counts_as_a_wrong_authorization_value_is_named() -> None:
+    """Part 1 rev 1.59, 19.8.6: a power cut, too."""
+    (found,) = unwell(judge_tpm(report({"lockout_counter": 1}), RAW, RECORD))
+    assert found.text == "1 of 32 wrong authorization values"
+    assert found.remedy == (
+        "find out who tries, or whether power was lost without a TPM shutdown, which counts as one; one is forgotten "
+        f"in 7200 s; or: tpm2_dictionarylockout -T {RAW} --clear-lockout (-p with its value)"
+    )
 
 
 def test_a_disabled_hierarchy_is_not_taken_for_another_tpm() -> None:

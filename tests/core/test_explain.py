@@ -223,6 +223,16 @@ def test_a_wrong_password_is_0x9a2_or_0x98e_and_other_pcrs_are_0x99d(tpm: Simula
     assert refusal(tpm, "tpm2_unseal", "-c", "counting.ctx", "-p", "right", cwd=tmp_path) == (0x921,)
 
 
+def test_lockout_has_power_cuts_among_its_causes() -> None:
+    """Part 1 rev 1.59, 19.8.6."""
+    lockout = facts(0x921)
+    assert (
+        "power was lost without a TPM shutdown after such a key was used, and counts as a wrong value each time"
+        in lockout["causes"]
+    )
+    assert lockout["remedy"].startswith("find out who tries, or whether power was lost without a TPM shutdown")
+
+
 SITUATIONS = {
     "a PCR that only a restart resets": ("tpm2_pcrreset 0", 0x907),
     "PCR values that are not these": ("tpm2_policypcr -S session.ctx -l sha256:16 -f policy", 0x1C4),

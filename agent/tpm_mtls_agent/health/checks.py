@@ -36,6 +36,7 @@ from tpm_mtls.policy.ways import needs_authorization
 from tpm_mtls.structures import Attribute
 from tpm_mtls.tpm.policy_session import Proof
 from tpm_mtls.tpm.tls_key import load_tls_key, read_key_file
+from tpm_mtls.tpm_attributes import WHY_IT_COUNTS
 from tpm_mtls_agent.health.classify import Skipped
 from tpm_mtls_agent.quote import collect
 
@@ -179,8 +180,8 @@ def _spare_lockout(public: PublicArea, subject: Subject) -> None:
         raise TpmLockoutError(
             f"the key's authorization value is not tried: {condition.lockout_counter} wrong ones of "
             f"{condition.lockout_limit} were tried before, and it may be wrong itself",
-            hint=f"check what --auth names; one is forgotten every {condition.lockout_interval} s, or as the TPM's "
-            "owner: tpm2_dictionarylockout --clear-lockout",
+            hint=f"check what --auth names; {WHY_IT_COUNTS}; one is forgotten every {condition.lockout_interval} s, or "
+            "as the TPM's owner: tpm2_dictionarylockout --clear-lockout",
             rc=_LOCKOUT,
         )
 

@@ -17,6 +17,7 @@ from tpm_mtls.attestation.health import (
     shortened,
 )
 from tpm_mtls.errors import TpmRefusedError, TpmUnavailableError
+from tpm_mtls.tpm_attributes import WHY_IT_COUNTS
 from tpm_mtls.tpm_firmware import firmware_faults
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _about_memory(condition: Condition) -> Iterator[Caution]:
 def _about_lockout(condition: Condition) -> Iterator[Caution]:
     tried = f"{condition.lockout_counter} of {condition.lockout_limit} wrong authorization values"
     hint = (
-        f"find out who tries; one is forgotten every {condition.lockout_interval} s, or as the TPM's owner: "
+        f"{WHY_IT_COUNTS}; one is forgotten every {condition.lockout_interval} s, or as the TPM's owner: "
         "tpm2_dictionarylockout --clear-lockout"
     )
     if condition.locked_out:

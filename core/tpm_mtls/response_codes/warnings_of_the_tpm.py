@@ -1,9 +1,13 @@
-"""The TPM's warnings, most of which pass: TPM 2.0 Library part 2 rev 1.59, 6.6.3, table 16 (``TPM_RC_WARN``)."""
+"""The TPM's warnings, most of which pass: TPM 2.0 Library part 2 rev 1.59, 6.6.3, table 16 (``TPM_RC_WARN``).
+
+What a power cut has to do with TPM_RC_LOCKOUT: part 1 rev 1.59, 19.8.6.
+"""
 
 from __future__ import annotations
 
 from tpm_mtls.errors import KeyGoneError, TpmLockoutError, TpmMemoryError
 from tpm_mtls.response_codes.meaning import Meaning
+from tpm_mtls.tpm_attributes import WHY_IT_COUNTS
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
 
@@ -95,10 +99,10 @@ _WARNINGS = {
         "the TPM is in dictionary-attack lockout after too many wrong authorization values",
         (
             "wrong values for keys without noDA, 0x98e each time; a service that tries again and again is enough",
-            "power was cut several times while such a key was in use: the TPM counts that as a failure",
+            "power was lost without a TPM shutdown after such a key was used, and counts as a wrong value each time",
             "for the lockout hierarchy itself one wrong value is enough, and then only LOCKOUT_RECOVERY seconds help",
         ),
-        "wait for its recovery time, or as its owner: tpm2_dictionarylockout --clear-lockout",
+        f"{WHY_IT_COUNTS}; wait for its recovery time, or as its owner: tpm2_dictionarylockout --clear-lockout",
         TpmLockoutError,
         "A reboot does not end it, and heat does not cause it. Keys with noDA work on. See the counter: "
         "tpm2_getcap properties-variable.",
