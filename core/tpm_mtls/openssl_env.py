@@ -19,7 +19,8 @@ _EPILOG = """\b
 Example, with an identity whose key is a TSS2 PEM file (first-boot --key tss2):
   eval "$(tpm-mtls openssl-env)"
   cd /var/lib/tpm-mtls
-  curl --cacert ca.cert.pem --cert device.cert.pem --key device.key.pem https://backend.example/whoami
+  curl --cacert ca.cert.pem --capath /dev/null --cert device.cert.pem --key device.key.pem \\
+    https://backend.example/whoami
   openssl s_client -connect backend.example:443 -CAfile ca.cert.pem \\
     -cert device.cert.pem -cert_chain device.cert.pem -key device.key.pem
 \b

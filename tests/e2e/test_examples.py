@@ -22,7 +22,7 @@ from websockets.sync.server import serve
 
 from support.device_ca import DeviceCa
 from support.example_machine import Machine, example_machine
-from support.examples import FOLDER, free_port
+from support.examples import FOLDER, HTTP_CLIENTS, free_port
 from support.how_to import FOLDER as PAGES
 from support.nginx import running_nginx
 from tpm_mtls.identity import load_identity
@@ -45,9 +45,6 @@ def application(environment, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"welcome\\n"]
 """
-HTTP_CLIENTS = (
-    "http_client.py", "urllib3_client.py", "requests_client.py", "httpx_client.py", "aiohttp_client.py", "curl.sh",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

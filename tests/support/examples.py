@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FOLDER = Path(__file__).parents[2] / "examples"
+HTTP_CLIENTS = (
+    "http_client.py", "urllib3_client.py", "requests_client.py", "httpx_client.py", "aiohttp_client.py", "curl.sh",
+)  # fmt: skip
 
 _PATIENCE = 20.0  # seconds until a server listens, and until it has ended
+_MOUNTS = ("unshare", "--map-root-user", "--mount")
+_WITH_SYSTEM_CAS = (*_MOUNTS, "sh", "-c", 'mount --bind "$0" /etc/ssl/certs && exec "$@"')
 _PROGRAMS = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
@@ -51,11 +56,25 @@ class Examples:
         return path
 
     def run(
-        self, name: str, *arguments: str, stdin: str = "", instead: dict[str, str] | None = None
+        self,
+        name: str,
+        *arguments: str,
+        stdin: str = "",
+        instead: dict[str, str] | None = None,
+        system_cas: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a program to its end; ``instead`` says what else takes the place of words."""
+        """Runs a program to its end.
+
+        Args:
+            name: the example.
+            arguments: what it gets.
+            stdin: what is typed.
+            instead: what else takes the place of words.
+            system_cas: a folder that takes the place of the system's, in a mount namespace of the program's own.
+        """
+        outside = [*_WITH_SYSTEM_CAS, str(system_cas)] if system_cas else []
         return subprocess.run(
-            [*self._interpreter(name), str(self.copy(name, instead or {})), *arguments],
+            [*outside, *self._interpreter(name), str(self.copy(name, instead or {})), *arguments],
             cwd=self.folder,
             env=self._environment,
             input=stdin,
@@ -99,6 +118,11 @@ class Examples:
     @staticmethod
     def _interpreter(name: str) -> list[str]:
         return {".py": [sys.executable], ".sh": ["sh"]}[Path(name).suffix]
+
+
+def may_mount() -> bool:
+    """Whether this machine lets a program have mounts of its own."""
+    return subprocess.run([*_MOUNTS, "true"], capture_output=True, check=False).returncode == 0
 
 
 def free_port() -> int:
