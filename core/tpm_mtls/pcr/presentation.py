@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from tpm_mtls import tables
 from tpm_mtls.event_log import describe
 from tpm_mtls.event_log.components import PCR_COMPONENTS, Component
 
@@ -18,21 +16,8 @@ if TYPE_CHECKING:
 
 
 def print_rows(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints ``rows`` as a table on a terminal, else a line each with tabs between the fields."""
-    if not sys.stdout.isatty():
-        for row in rows:
-            click.echo("\t".join(map(str, row)))
-        return
-    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - for a person only
-    from rich.console import Console  # noqa: PLC0415 - the same
-    from rich.table import Table  # noqa: PLC0415 - the same
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title in titles:
-        table.add_column(title, overflow="fold")  # a Name or a digest is copied: none is cut off
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console(highlight=False, markup=False).print(table)
+    """`tpm_mtls.tables.print_rows`, for values that a person looks at rather than copies: each may be broken."""
+    tables.print_rows(titles, rows, empty="nothing to show", fold=titles)
 
 
 def value_rows(values: Mapping[str, Mapping[int, bytes]]) -> list[tuple[str, int, str, str]]:
