@@ -25,6 +25,10 @@ PEM_LIMIT = 64 * 1024
 PRIVATE_FILE = 0o600
 PUBLIC_FILE = 0o644
 
+_DEFAULTS = {"/var/lib/tpm-mtls": "--state-dir", "/run/tpm-mtls": "--run-dir"}
+"""The folders of a device's services, which commands take where none is named, and by which option one is."""
+
+_MAY_NOT = "run it as a user who may, or change the owner or mode"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -38,14 +42,19 @@ def storage_error(error: OSError, path: Path, doing: str) -> StorageError:
         )
     hints = {
         errno.ENOENT: "check the path",
-        errno.EACCES: "run it as a user who may, or change the owner or mode",
-        errno.EPERM: "run it as a user who may, or change the owner or mode",
+        errno.EACCES: _may_not(path),
+        errno.EPERM: _may_not(path),
         errno.EROFS: "the file system is mounted read-only; name another folder",
         errno.EISDIR: "that is a folder; name a file",
         errno.ENOTDIR: "a part of that path is not a folder",
     }
     hint = hints.get(error.errno or 0, "check the file system")
     return StorageError(message, hint=hint, path=str(path))
+
+
+def _may_not(path: Path) -> str:
+    options = [option for folder, option in _DEFAULTS.items() if path.is_relative_to(folder)]
+    return f"{_MAY_NOT}; or name a folder of your own: {options[0]}" if options else _MAY_NOT
 
 
 @contextlib.contextmanager

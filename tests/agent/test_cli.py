@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,9 @@ import pytest
 from support.agent_process import agent_process
 from tpm_mtls import cli
 from tpm_mtls.errors import NoSuchSecretError, TpmRefusedError
+from tpm_mtls.files import storage_error
+from tpm_mtls.identity import DEFAULT_FOLDER
+from tpm_mtls_agent.duty_options import RUN_FOLDER
 
 if TYPE_CHECKING:
     from support.tpm import SimulatedTpm
@@ -157,7 +161,7 @@ def test_a_tpm_that_was_cleared_is_said_so_and_the_files_stay(tpm: SimulatedTpm,
         answers = [agent.raw(b'{"action":"get","name":"key"}'), agent.raw(b'{"action":"set","name":"a","value":"b"}')]
         for answer in answers:
             assert "storage root key is not" in str(answer["error"])
-            assert "what the old key sealed is lost" in str(answer["error"])
+            assert "then what it sealed is lost" in str(answer["error"])
         assert "storage root key is not" in agent.end()
     assert sorted((agent.state / "secrets").iterdir()) == before
 
@@ -189,6 +193,24 @@ def test_status_says_who_listens_and_how_full_it_is(
             "worn": [],
         }
         agent.end()
+
+
+def test_status_asks_the_agent_that_the_environment_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TPM_MTLS_SOCKET", str(tmp_path / "named.sock"))
+    folders = ["--state-dir", tmp_path, "--run-dir", tmp_path]
+    assert run("agent", "status", *folders) == 6
+    assert f"no agent listens at {tmp_path / 'named.sock'}" in capsys.readouterr().err
+    assert run("agent", "status", *folders, "--socket", tmp_path / "given.sock") == 6
+    assert f"no agent listens at {tmp_path / 'given.sock'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("folder", "option"), [(RUN_FOLDER, "--run-dir"), (DEFAULT_FOLDER, "--state-dir")])
+def test_who_may_not_use_the_default_folders_is_told_the_option(folder: Path, option: str) -> None:
+    error = storage_error(PermissionError(errno.EACCES, "Permission denied"), folder, "make")
+    assert str(error) == f"cannot make {folder}: permission denied"
+    assert error.hint.endswith(f"; or name a folder of your own: {option}")
 
 
 def test_status_fails_where_no_agent_listens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,13 +23,15 @@ from tpm_mtls.files import (
     read_capped,
     refuse_existing,
     remove_file,
+    storage_error,
     storage_errors,
     write_atomic,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+MAY_NOT = "run it as a user who may, or change the owner or mode"
 
 
 def test_a_file_up_to_the_limit_is_read(tmp_path: Path) -> None:
@@ -157,6 +161,23 @@ def test_an_unforeseen_error_still_names_the_file(tmp_path: Path) -> None:
 def test_enospc_is_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(StorageFullError), storage_errors(tmp_path, "write"):
         raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/run/tpm-mtls", f"{MAY_NOT}; or name a folder of your own: --run-dir"),
+        ("/run/tpm-mtls/health.json", f"{MAY_NOT}; or name a folder of your own: --run-dir"),
+        ("/var/lib/tpm-mtls", f"{MAY_NOT}; or name a folder of your own: --state-dir"),
+        ("/var/lib/tpm-mtls/identity.json", f"{MAY_NOT}; or name a folder of your own: --state-dir"),
+        ("/run/tpm-mtls-of-others", MAY_NOT),
+        ("folder", MAY_NOT),
+    ],
+)
+def test_who_may_not_use_a_default_folder_is_told_how_to_name_another(path: str, hint: str) -> None:
+    for code in (errno.EACCES, errno.EPERM):
+        error = storage_error(OSError(code, os.strerror(code)), Path(path), "make")
+        assert (str(error), error.hint) == (f"cannot make {path}: {os.strerror(code).lower()}", hint)
 
 
 def test_removing_is_idempotent(tmp_path: Path) -> None:

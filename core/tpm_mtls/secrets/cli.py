@@ -13,14 +13,13 @@ from tpm_mtls.cli_options import answer, json_option, progress
 from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import UsageError
 from tpm_mtls.secrets.client import TIMEOUT, Client
-from tpm_mtls.secrets.protocol import DEFAULT_SOCKET, VALUE_LIMIT
+from tpm_mtls.secrets.protocol import DEFAULT_SOCKET, SOCKET_VARIABLE, VALUE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-SOCKET_VARIABLE = "TPM_MTLS_SOCKET"
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _LONGEST_WAIT = 3600.0
 _COMMAND = "tpm_mtls.secrets.command"  # in click's context

@@ -23,6 +23,9 @@ from tpm_mtls.errors import (
     UsageError,
 )
 
+SOCKET_VARIABLE: Final = "TPM_MTLS_SOCKET"
+"""The environment variable that names the agent's socket to who asks it."""
+
 DEFAULT_SOCKET: Final = Path("/run/tpmd.sock")
 
 NAME_LIMIT: Final = 255
