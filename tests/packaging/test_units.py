@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -144,3 +145,30 @@ def test_the_example_of_an_allow_list_is_one() -> None:
     path = PACKAGING / "agent.allow.toml"
     rules = parse_allow_list(path.read_bytes(), str(path)).rules
     assert [rule.uid for rule in rules] == [None, None, 0]
+
+
+@pytest.mark.parametrize(
+    ("answers", "status", "calls"),
+    [
+        ("0 0", 0, ["--quiet is-active", "reload"]),
+        ("3 0", 0, ["--quiet is-active"]),
+        ("0 1", 1, ["--quiet is-active", "reload"]),
+    ],
+    ids=["running", "not running", "not to be reloaded"],
+)
+def test_the_audit_log_is_rotated_whether_the_agent_runs_or_not(
+    answers: str, status: int, calls: list[str], tmp_path: Path
+) -> None:
+    (script,) = re.findall(
+        r"^ *postrotate\n(.*?)^ *endscript$",
+        (PACKAGING / "logrotate.d" / "tpm-mtls").read_text(),
+        re.DOTALL | re.MULTILINE,
+    )
+    active, reloaded = answers.split()
+    systemctl = (
+        f'systemctl() {{ echo "$*" >> calls; case $1 in reload) return {reloaded};; *) return {active};; esac; }}\n'
+    )
+    done = subprocess.run(["sh", "-c", systemctl + script], cwd=tmp_path, check=False, timeout=10)
+    assert done.returncode == status
+    said = (tmp_path / "calls").read_text().splitlines()
+    assert said == [f"{call} {SERVICE.name}" for call in calls]
