@@ -25,6 +25,10 @@ SERVER, PKI = FOLDER / "tpm-mtls-server.service", FOLDER / "tpm-mtls-pki.service
 CRL = FOLDER / "tpm-mtls-server-crl.service"
 OURS = [unit for unit in [*SERVICES, *DROP_INS] if COMMAND in unit.read_text()]
 ON_DEVICE = [FIRST_BOOT, RENEW, FOLDER / "tpm-mtls-agent.service"]
+USES_TPM = [
+    *(*ON_DEVICE, FOLDER / "tpm-mtls-provision.service"),
+    *(path for path in DROP_INS if path.stem in {"tpm-key", "sealed-passphrase"}),
+]
 
 
 def parsed(unit: Path) -> click.Context:
@@ -92,13 +96,19 @@ def test_the_first_boot_goes_on_trying_without_holding_up_the_boot() -> None:
     assert "network-online.target" in setting(FIRST_BOOT, "Wants").split()
 
 
-@pytest.mark.parametrize("unit", [*ON_DEVICE, FOLDER / "tpm-mtls-provision.service"], ids=identifier)
+@pytest.mark.parametrize("unit", USES_TPM, ids=identifier)
 def test_the_tpm_is_waited_for_even_if_the_firmware_does_not_tell_of_it(unit: Path) -> None:
     """A board's driver may come late; tpm2.target, of systemd 256, waits where ACPI or EFI announces a TPM."""
-    device = setting(unit, "DeviceAllow").split()[0].removeprefix("/").replace("/", "-") + ".device"
+    device = "dev-tpmrm0.device"
     assert {device, "tpm2.target"} <= set(" ".join(settings(unit, "After")).split())
-    if unit is not RENEW:  # a timer's, hours later
+    if unit is not RENEW:  # a timer's, minutes later
         assert device in setting(unit, "Wants").split()
+
+
+@pytest.mark.parametrize("unit", [unit for unit in USES_TPM if settings(unit, "DeviceAllow")], ids=identifier)
+def test_a_tpm_whose_driver_comes_after_the_service_is_not_forbidden_to_it(unit: Path) -> None:
+    """A node's name is looked up once, at the start: systemd.resource-control(5), DeviceAllow=."""
+    assert settings(unit, "DeviceAllow") == ["char-tpm rw", "/dev/tpmrm0 rw"]
 
 
 @pytest.mark.parametrize("unit", ON_DEVICE, ids=identifier)
@@ -116,6 +126,13 @@ def test_server_and_ca_listen_to_the_machine_itself_unless_told_otherwise(unit: 
     assert setting(unit, "EnvironmentFile").startswith("-/etc/tpm-mtls/")
     assert setting(unit, "Type") == "notify"
     assert int(setting(unit, "WatchdogSec")) >= 30
+
+
+@pytest.mark.parametrize("unit", [SERVER, PKI], ids=identifier)
+def test_server_and_ca_go_on_trying_while_what_they_need_is_away(unit: Path) -> None:
+    """Without, systemd gives up at the fifth failure within ten seconds: systemd-system.conf(5)."""
+    assert (setting(unit, "Restart"), setting(unit, "StartLimitIntervalSec")) == ("on-failure", "0")
+    assert 2 < int(setting(unit, "RestartSec")) <= 30
 
 
 def test_server_and_ca_have_the_time_and_the_descriptors_that_they_take() -> None:
@@ -162,3 +179,11 @@ def test_a_crl_without_an_end_does_not_fill_the_disk() -> None:
 def test_each_timer_has_its_service_and_spreads_a_fleet(timer: Path) -> None:
     assert timer.with_suffix(".service") in SERVICES
     assert setting(timer, "RandomizedDelaySec")
+
+
+def test_a_device_that_is_on_for_half_an_hour_a_day_renews_its_certificate() -> None:
+    timer = RENEW.with_suffix(".timer")
+    minutes = sum(int(setting(timer, name).removesuffix("min")) for name in ("OnBootSec", "RandomizedDelaySec"))
+    assert minutes <= 20
+    assert settings(timer, "OnCalendar") == []
+    assert setting(timer, "OnUnitActiveSec") == "1d"
