@@ -1,4 +1,7 @@
-"""The queue of TPMs whose first certificate an administrator has to approve. One place in it for each TPM."""
+"""The queue of TPMs whose first certificate an administrator has to approve. One place in it for each TPM.
+
+A request's number is never given to another one: whoever repeats a command approves no other TPM by it.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 QUEUE_LIMIT: Final = 1000
 """TPMs that may wait at a time: more than anybody decides about by hand."""
 
+_REQUESTED, _GRANTED, _DENIED = "approval-requested", "approval-granted", "approval-denied"  # in the audit log
+
 _BY_TPM = select_by(approvals.c.ek_hash)
 _DELETE = approvals.delete().where(approvals.c.ek_hash == sqlalchemy.bindparam("wanted"))
 
@@ -38,7 +43,7 @@ class Approval:
     """A TPM in the queue.
 
     Attributes:
-        id: by which the administrator names it.
+        id: by which the administrator names it; no other request ever has it.
         ek_hash: the TPM: SHA-256 of its endorsement key's SubjectPublicKeyInfo, hex.
         asked: the device name that it would get, or asks for; none if it asked for none.
         endorsed_by: who says that the TPM is genuine.
@@ -79,20 +84,21 @@ def request(
         count = connection.execute(sqlalchemy.select(sqlalchemy.func.count()).where(waiting)).scalar_one()
         if count >= QUEUE_LIMIT:
             return None
-        values = {"asked": asked, "endorsed_by": endorsed_by, "requested_at": seconds(now)}
+        number = _new_number(connection)
+        values = {"id": number, "asked": asked, "endorsed_by": endorsed_by, "requested_at": seconds(now)}
         connection.execute(approvals.insert().values(ek_hash=ek_hash, state=State.WAITING.value, **values))
-        detail = {"ek": ek_hash, "asked": asked, "endorsed_by": endorsed_by}
-        audit.append(connection, "approval-requested", asked or ek_hash, detail, now=now)
+        detail = {"request": number, "ek": ek_hash, "asked": asked, "endorsed_by": endorsed_by}
+        audit.append(connection, _REQUESTED, asked or ek_hash, detail, now=now)
     elif known.state is State.WAITING and known.asked != asked:
         connection.execute(approvals.update().where(approvals.c.ek_hash == ek_hash).values(asked=asked))
     return find(connection, ek_hash)
 
 
-def grant(connection: Connection, number: int, *, device: str | None, now: datetime) -> str:
-    """Approves request ``number``, under the name ``device`` or the one that it asked for, which it returns.
+def grant(connection: Connection, number: int, *, device: str | None, now: datetime) -> Approval:
+    """Approves request ``number``, under the name ``device`` or the one that it asked for; returns what it is now.
 
     Raises:
-        StateError: there is none of that number, it is granted already, or the name is another TPM's.
+        StateError: there is none of that number, it is granted already or finished, or the name is another TPM's.
         UsageError: there is no name.
     """
     approval = _get(connection, number)
@@ -109,22 +115,23 @@ def grant(connection: Connection, number: int, *, device: str | None, now: datet
             f"the allow-list has {name} for another TPM", hint=f"tpm-mtls pki allow remove --ek-hash {listed.ek_hash}"
         )
     _decide(connection, approval, State.GRANTED, name, now)
-    audit.append(connection, "approval-granted", name, {"request": number, "ek": approval.ek_hash}, now=now)
-    return name
+    audit.append(connection, _GRANTED, name, {"request": number, "ek": approval.ek_hash}, now=now)
+    return _get(connection, number)
 
 
-def deny(connection: Connection, number: int, *, now: datetime) -> None:
-    """Refuses request ``number`` and every later one of that TPM; ``grant`` undoes it.
+def deny(connection: Connection, number: int, *, now: datetime) -> Approval:
+    """Refuses request ``number`` and every later one of that TPM; returns what it is now. ``grant`` undoes it.
 
     Raises:
-        StateError: there is none of that number, or it is denied already.
+        StateError: there is none of that number, or it is denied already or finished.
     """
     approval = _get(connection, number)
     if approval.state is State.DENIED:
         raise StateError(f"request {number} is denied already", hint="see: tpm-mtls pki approval list")
     _decide(connection, approval, State.DENIED, None, now)
     subject = approval.asked or approval.ek_hash
-    audit.append(connection, "approval-denied", subject, {"request": number, "ek": approval.ek_hash}, now=now)
+    audit.append(connection, _DENIED, subject, {"request": number, "ek": approval.ek_hash}, now=now)
+    return _get(connection, number)
 
 
 def use_up(connection: Connection, ek_hash: str) -> None:
@@ -135,8 +142,29 @@ def use_up(connection: Connection, ek_hash: str) -> None:
 def _get(connection: Connection, number: int) -> Approval:
     row = connection.execute(approvals.select().where(approvals.c.id == number)).one_or_none()
     if row is None:
-        raise StateError(f"there is no request {number}", hint="see: tpm-mtls pki approval list")
+        raise _missing(connection, number)
     return _approval(row)
+
+
+def _new_number(connection: Connection) -> int:
+    """A number that no request had. The audit log has a row for each that ever was, and loses none.
+
+    The database's own choice would be one more than the highest that is in the table (https://sqlite.org/autoinc.html),
+    which finished requests have left; so the numbers of stores that were made before are no higher than that count.
+    """
+    highest = connection.execute(sqlalchemy.select(sqlalchemy.func.max(approvals.c.id))).scalar_one() or 0
+    return max(audit.count(connection, _REQUESTED), highest) + 1
+
+
+def _missing(connection: Connection, number: int) -> StateError:
+    about = audit.entries(connection, _REQUESTED, _GRANTED, _DENIED)
+    last = next((each for each in reversed([*about]) if each.detail.get("request") == number), None)
+    if last is None:
+        return StateError(f"there is no request {number}", hint="see: tpm-mtls pki approval list")
+    what = f": it was granted to {last.subject}" if last.event == _GRANTED else ""
+    return StateError(
+        f"request {number} is finished{what}", hint="which TPM has which name: tpm-mtls pki release --list"
+    )
 
 
 def _decide(connection: Connection, approval: Approval, state: State, device: str | None, now: datetime) -> None:

@@ -66,11 +66,18 @@ def append(connection: Connection, event: str, subject: str, detail: Mapping[str
     )
 
 
-def entries(connection: Connection) -> Iterator[Entry]:
-    """All rows, oldest first; nothing is verified."""
-    for row in connection.execute(audit.select().order_by(audit.c.id)):
+def entries(connection: Connection, *events: str) -> Iterator[Entry]:
+    """The rows of these ``events``, all if none is given, oldest first; nothing is verified."""
+    wanted = audit.select().where(audit.c.event.in_(events)) if events else audit.select()
+    for row in connection.execute(wanted.order_by(audit.c.id)):
         detail = msgspec.json.decode(row.detail, type=dict[str, Any])
         yield Entry(row.id, from_seconds(row.at), row.event, row.subject, detail, row.digest)
+
+
+def count(connection: Connection, event: str) -> int:
+    """How many rows there are of this ``event``."""
+    wanted = sqlalchemy.select(sqlalchemy.func.count()).where(audit.c.event == event)
+    return connection.execute(wanted).scalar_one()
 
 
 def verify(connection: Connection) -> tuple[int, str]:

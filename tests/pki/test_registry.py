@@ -35,6 +35,7 @@ from tpm_mtls_pki import (
     profiles,
     records,
     registry,
+    schema,
 )
 from tpm_mtls_pki.approvals import State
 from tpm_mtls_pki.csr import key_digest
@@ -343,8 +344,8 @@ def test_a_request_waits_is_granted_and_used_up(connection: Connection) -> None:
     assert approvals.request(connection, A, asked="dev", endorsed_by="CN=M", now=NOW + timedelta(1)) == first
     changed = approvals.request(connection, A, asked="dev-2", endorsed_by="CN=M", now=NOW)
     assert changed == dataclasses.replace(first, asked="dev-2")
-    assert approvals.grant(connection, 1, device=None, now=NOW) == "dev-2"
-    granted = approvals.find(connection, A)
+    granted = approvals.grant(connection, 1, device=None, now=NOW)
+    assert approvals.find(connection, A) == granted
     assert granted == dataclasses.replace(changed, state=State.GRANTED, decided_at=NOW, device="dev-2")
     # what it asks for now makes no difference
     assert approvals.request(connection, A, asked="evil", endorsed_by="CN=M", now=NOW) == granted
@@ -353,6 +354,42 @@ def test_a_request_waits_is_granted_and_used_up(connection: Connection) -> None:
     approvals.use_up(connection, A)
     assert approvals.listing(connection) == []
     assert [each[0] for each in events(connection)] == ["approval-requested", "approval-granted"]
+    assert [each.detail["request"] for each in audit.entries(connection)] == [1, 1]
+
+
+def test_a_number_names_one_request_for_ever(connection: Connection) -> None:
+    """Whoever repeats a command of yesterday approves no other TPM by it."""
+    for number, ek_hash in enumerate((A, B, A), 1):
+        assert approvals.request(connection, ek_hash, asked="dev", endorsed_by="CN=M", now=NOW)
+        approvals.grant(connection, number, device=f"dev-{number}", now=NOW)
+        approvals.use_up(connection, ek_hash)
+        for again in (approvals.grant, approvals.deny):
+            with pytest.raises(StateError, match=f"request {number} is finished: it was granted to dev-{number}\n"):
+                again(connection, number, now=NOW, **({"device": "evil"} if again is approvals.grant else {}))
+    waiting = approvals.request(connection, B, asked=None, endorsed_by="CN=M", now=NOW)
+    assert waiting is not None
+    assert waiting.id == 4
+    approvals.use_up(connection, B)  # it came by another way, with a token say
+    with pytest.raises(StateError, match="request 4 is finished\n"):
+        approvals.deny(connection, 4, now=NOW)
+    with pytest.raises(StateError, match="there is no request 5"):
+        approvals.deny(connection, 5, now=NOW)
+
+
+def test_a_store_from_before_gives_no_number_again(connection: Connection) -> None:
+    """There the database chose the number, and the audit log did not have that of a request."""
+    for ek_hash, asked in ((A, "dev"), (B, "dev-2")):
+        values = {"ek_hash": ek_hash, "asked": asked, "endorsed_by": "x", "requested_at": 1, "state": "waiting"}
+        connection.execute(schema.approvals.insert().values(values))
+        audit.append(connection, "approval-requested", asked, {"ek": ek_hash}, now=NOW)
+    approvals.grant(connection, 2, device=None, now=NOW)
+    approvals.use_up(connection, B)
+    new = approvals.request(connection, "c" * 64, asked=None, endorsed_by="x", now=NOW)
+    assert new is not None
+    assert new.id == 3
+    assert [each.id for each in approvals.listing(connection)] == [1, 3]
+    with pytest.raises(StateError, match="request 2 is finished: it was granted to dev-2"):
+        approvals.grant(connection, 2, device=None, now=NOW)
 
 
 def test_a_request_is_denied_until_it_is_granted(connection: Connection) -> None:
@@ -362,7 +399,7 @@ def test_a_request_is_denied_until_it_is_granted(connection: Connection) -> None
         approvals.deny(connection, 1, now=NOW)
     with pytest.raises(UsageError, match="request 1 asks for no name"):
         approvals.grant(connection, 1, device=None, now=NOW)
-    assert approvals.grant(connection, 1, device="dev", now=NOW) == "dev"
+    assert approvals.grant(connection, 1, device="dev", now=NOW).device == "dev"
     for missing in (0, 2):
         with pytest.raises(StateError, match=f"there is no request {missing}"):
             approvals.deny(connection, missing, now=NOW)
@@ -376,7 +413,7 @@ def test_a_name_is_granted_to_one_tpm(connection: Connection) -> None:
     allow_list.add(connection, [allow_list.Entry(B, "dev-2"), allow_list.Entry(A, "dev-3")], now=NOW)
     with pytest.raises(StateError, match="the allow-list has dev-2 for another TPM"):
         approvals.grant(connection, 1, device="dev-2", now=NOW)
-    assert approvals.grant(connection, 1, device="dev-3", now=NOW) == "dev-3"
+    assert approvals.grant(connection, 1, device="dev-3", now=NOW).device == "dev-3"
 
 
 def test_the_queue_is_bounded(connection: Connection, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
