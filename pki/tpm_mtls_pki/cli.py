@@ -97,6 +97,7 @@ def list_certificates(ca_dir: Path, *, state: str | None, as_json: bool) -> None
             }
             for each in found
         ],
+        empty="no such certificates" if state else "no certificates",
         as_json=as_json,
     )
 
@@ -151,6 +152,8 @@ def audit(ca_dir: Path, *, verify: bool, as_json: bool) -> None:
             | {"detail": dict(each.detail)}
             for each in entries
         ],
+        empty="no entries",
+        wrap=["detail"],
         as_json=as_json,
     )
 

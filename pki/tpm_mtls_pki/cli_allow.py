@@ -97,6 +97,7 @@ def list_allowed(ca_dir: Path, *, as_json: bool) -> None:
             }
             for each in found
         ],
+        empty="the allow-list is empty",
         as_json=as_json,
     )
 

@@ -51,6 +51,8 @@ def list_approvals(ca_dir: Path, *, state: str | None, as_json: bool) -> None:
             }
             for each in found
         ],
+        empty="no such requests" if state else "no TPM is in the queue",
+        wrap=["endorsed_by"],
         as_json=as_json,
     )
 
@@ -69,8 +71,9 @@ def grant(ca_dir: Path, *, number: int, device: str | None, as_json: bool) -> No
 
     given = check_device_name(device) if device is not None else None
     with open_authority(ca_dir) as authority, authority.database.writing() as connection:
-        name = approvals.grant(connection, number, device=given, now=utc_now())
-    answer({"granted": number, "device": name}, f"request {number} is granted: {name}", as_json=as_json)
+        granted = approvals.grant(connection, number, device=given, now=utc_now())
+    text = f"request {number} is granted: {granted.device}, with the EK hash {granted.ek_hash}"
+    answer({"granted": number, "device": granted.device}, text, as_json=as_json)
 
 
 @approval.command(epilog="Example: tpm-mtls pki approval deny --ca-dir ./ca --id 3")
@@ -84,8 +87,8 @@ def deny(ca_dir: Path, *, number: int, as_json: bool) -> None:
     from tpm_mtls_pki.clock import utc_now  # noqa: PLC0415 - the same
 
     with open_authority(ca_dir) as authority, authority.database.writing() as connection:
-        approvals.deny(connection, number, now=utc_now())
-    answer({"denied": number}, f"request {number} is denied", as_json=as_json)
+        denied = approvals.deny(connection, number, now=utc_now())
+    answer({"denied": number}, f"request {number} is denied: the EK hash {denied.ek_hash}", as_json=as_json)
 
 
 @click.command(epilog="Example: tpm-mtls pki release --ca-dir ./ca --device sensor-17.example")
@@ -109,7 +112,7 @@ def release(ca_dir: Path, *, device: str | None, listing: bool, as_json: bool) -
         if device is None:
             with authority.database.reading() as connection:
                 found = bindings.listing(connection)
-            print_table("bindings", [_facts(each) for each in found], as_json=as_json)
+            print_table("bindings", [_facts(each) for each in found], empty="no bindings", as_json=as_json)
             return
         now = utc_now()
         with authority.database.writing() as connection:

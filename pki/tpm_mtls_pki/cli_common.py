@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from tpm_mtls.cli_options import answer
+from tpm_mtls.tables import print_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -41,20 +41,15 @@ def passphrase_option(what: str, *, required: bool = True) -> Callable[[F], F]:
     )
 
 
-def print_table(name: str, rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    """Prints ``rows`` as a table on a terminal, with tabs between the fields otherwise, or as JSON under ``name``."""
-    if as_json or not sys.stdout.isatty():
-        lines = ["\t".join(_text(value) for value in row.values()) for row in rows]
-        if lines or as_json:
-            answer({name: rows}, "\n".join(lines), as_json=as_json)
+def print_table(
+    name: str, rows: Sequence[Mapping[str, Any]], *, empty: str, wrap: Collection[str] = (), as_json: bool
+) -> None:
+    """Prints ``rows`` as JSON under ``name``; else as `tables.print_rows` does, with the keys as titles."""
+    if as_json:
+        answer({name: rows}, "", as_json=True)
         return
-    from rich.console import Console  # noqa: PLC0415 - for a person only
-    from rich.table import Table  # noqa: PLC0415 - for a person only
-
-    table = Table(*rows[0].keys()) if rows else Table(name)
-    for row in rows:
-        table.add_row(*(_text(value) for value in row.values()))
-    Console(highlight=False, markup=False).print(table)
+    titles = list(rows[0]) if rows else []
+    print_rows(titles, [[_text(value) for value in row.values()] for row in rows], empty=empty, wrap=wrap)
 
 
 def _text(value: object) -> str:

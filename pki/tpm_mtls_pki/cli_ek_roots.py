@@ -65,6 +65,8 @@ def list_ek_roots(ca_dir: Path, *, as_json: bool) -> None:
             }
             for each in found
         ],
+        empty="no TPM maker is trusted",
+        wrap=["subject"],
         as_json=as_json,
     )
 

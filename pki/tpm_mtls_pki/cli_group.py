@@ -88,7 +88,7 @@ def list_groups(ca_dir: Path, *, as_json: bool) -> None:
 
     with open_authority(ca_dir) as authority, authority.database.reading() as connection:
         found = groups.listing(connection)
-    print_table("groups", [_facts(each) for each in found], as_json=as_json)
+    print_table("groups", [_facts(each) for each in found], empty="no groups", wrap=["policies"], as_json=as_json)
 
 
 def _facts(group: Group) -> dict[str, object]:

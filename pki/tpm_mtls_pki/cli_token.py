@@ -72,6 +72,7 @@ def list_tokens(ca_dir: Path, *, as_json: bool) -> None:
             }
             for each in found
         ],
+        empty="no tokens",
         as_json=as_json,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,8 +11,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from support.authority import NOW, new_key
 from support.evidence import SoftwareTpm, ek_extensions, new_root
+from support.terminal import on_a_terminal
 from tpm_mtls.certificates import certificates_pem
 from tpm_mtls_pki import approvals, audit, bindings, profiles, records
+from tpm_mtls_pki.admission import ek_device_name
 from tpm_mtls_pki.csr import key_digest
 
 if TYPE_CHECKING:
@@ -146,7 +149,7 @@ def test_requests_are_granted_and_denied(pki: Pki, authority: Authority) -> None
         "ek_hash": A,
         "endorsed_by": "CN=Maker Root",
     }
-    assert pki("approval", "grant", "--id", "1", text=True) == "request 1 is granted: dev\n"
+    assert pki("approval", "grant", "--id", "1", text=True) == f"request 1 is granted: dev, with the EK hash {A}\n"
     assert "give it one: --device" in pki("approval", "grant", "--id", "2", status=2)
     assert pki("approval", "grant", "--id", "2", "--device", "dev-2") == {"granted": 2, "device": "dev-2"}
     assert "not a device name" in pki("approval", "grant", "--id", "2", "--device", "Dev", status=2)
@@ -154,6 +157,51 @@ def test_requests_are_granted_and_denied(pki: Pki, authority: Authority) -> None
     assert pki("approval", "list", "--state", "waiting") == {"approvals": []}
     assert [each["id"] for each in pki("approval", "list", "--state", "denied")["approvals"]] == [second["id"]]
     assert "there is no request 3" in pki("approval", "deny", "--id", "3", status=10)
+    granted = pki("approval", "grant", "--id", "2", "--device", "dev-2", text=True)
+    assert granted == f"request 2 is granted: dev-2, with the EK hash {B}\n"
+    assert pki("approval", "deny", "--id", "2", text=True) == f"request 2 is denied: the EK hash {B}\n"
+
+
+def test_a_finished_request_is_not_granted_again(pki: Pki, authority: Authority) -> None:
+    request(authority, A, "dev")
+    pki("approval", "grant", "--id", "1")
+    with authority.database.writing() as connection:
+        bindings.bind(connection, "dev", A, now=NOW)
+        approvals.use_up(connection, A)
+    request(authority, B, None)
+    said = pki("approval", "grant", "--id", "1", "--device", "dev", status=10)
+    assert "request 1 is finished: it was granted to dev" in said
+    assert "which TPM has which name: tpm-mtls pki release" in said
+    assert [(each["id"], each["state"]) for each in pki("approval", "list")["approvals"]] == [(2, "waiting")]
+
+
+@pytest.mark.parametrize("columns", [80, 120, 200])
+def test_a_chip_in_the_list_can_be_compared(columns: int, authority: Authority, ca_dir: Path) -> None:
+    """Whatever the terminal's width: its EK hash is whole."""
+    for ek_hash in (A, B):
+        request(authority, ek_hash, ek_device_name(ek_hash))
+    command = [sys.executable, "-m", "tpm_mtls", "pki", "approval", "list", "--ca-dir", str(ca_dir)]
+    shown = "\n".join(on_a_terminal(command, columns=columns)).split()
+    assert [each for each in shown if len(each) == 64] == [A, B]
+    assert [each for each in shown if each.startswith("ek-")] == [ek_device_name(A), ek_device_name(B)]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("list", "no certificates"),
+        ("list --state valid", "no such certificates"),
+        ("token list", "no tokens"),
+        ("allow list", "the allow-list is empty"),
+        ("ek-roots list", "no TPM maker is trusted"),
+        ("approval list", "no TPM is in the queue"),
+        ("approval list --state denied", "no such requests"),
+        ("release --list", "no bindings"),
+    ],
+)
+def test_an_empty_list_says_so(command: str, words: str, ca_dir: Path) -> None:
+    program = [sys.executable, "-m", "tpm_mtls", "pki", *command.split(), "--ca-dir", str(ca_dir)]
+    assert on_a_terminal(program) == [words]
 
 
 def test_a_name_that_is_in_use_is_marked(pki: Pki, authority: Authority, template_issuer: Issuer) -> None:

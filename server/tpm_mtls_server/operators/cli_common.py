@@ -13,9 +13,10 @@ import click
 
 from tpm_mtls.cli_options import answer
 from tpm_mtls.errors import StateError
+from tpm_mtls.tables import plain, print_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from tpm_mtls_server.registry import Registry
 
@@ -65,24 +66,26 @@ def open_registry(database: str, *, make: bool = False) -> Iterator[Registry]:
         yield registry
 
 
-def print_list(name: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_json: bool) -> None:
-    """Prints ``rows`` as JSON under ``name``; else those ``columns`` (title by key), a table on a terminal only."""
+def print_list(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str],
+    *,
+    empty: str,
+    wrap: Collection[str] = (),
+    as_json: bool,
+) -> None:
+    """Prints ``rows`` as JSON under ``name``; else those ``columns`` (title by key) as `tables.print_rows` does."""
     if as_json:
         answer({name: rows}, "", as_json=True)
         return
-    from tpm_mtls.pcr.presentation import print_rows  # noqa: PLC0415 - `server --help` stays quick
-
-    print_rows(list(columns.values()), [["-" if row[key] is None else row[key] for key in columns] for row in rows])
+    values = [["-" if row[key] is None else row[key] for key in columns] for row in rows]
+    print_rows(list(columns.values()), values, empty=empty, wrap=wrap)
 
 
 def utc_now() -> datetime:
     """The time, in UTC."""
     return datetime.now(UTC)
-
-
-def plain(text: str) -> str:
-    """``text`` without anything that a terminal would obey: it may come from a device."""
-    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def local_user(environment: Mapping[str, str], *, uid: int, effective: int) -> str:

@@ -42,7 +42,10 @@ def device() -> None:
 @database_option
 @json_option
 def list_devices(*, group: str | None, state: str | None, database: str, as_json: bool) -> None:
-    """List the devices that ever came."""
+    """List the devices that ever came.
+
+    "last seen" is exact for health reports and quotes; of all other requests one a minute is noted.
+    """
     from tpm_mtls.attestation.messages import DeviceState  # noqa: PLC0415 - `server --help` stays quick
     from tpm_mtls_server.operators.device_facts import device_facts  # noqa: PLC0415 - the same
     from tpm_mtls_server.operators.device_words import health_words, verdict_words  # noqa: PLC0415 - the same
@@ -58,7 +61,8 @@ def list_devices(*, group: str | None, state: str | None, database: str, as_json
     if not as_json:
         words = [{"quote": verdict_words(each.verdict), "said": health_words(each)} for each in rows]
         facts = [each | more for each, more in zip(facts, words, strict=True)]
-    print_list("devices", facts, _COLUMNS, as_json=as_json)
+    empty = "no such devices" if group or state else "no device ever came"
+    print_list("devices", facts, _COLUMNS, empty=empty, wrap=["last quote", "health"], as_json=as_json)
 
 
 @device.command(epilog="Example: tpm-mtls server device show sensor-17.example")
@@ -72,7 +76,10 @@ def list_devices(*, group: str | None, state: str | None, database: str, as_json
 @database_option
 @json_option
 def show(name: str, *, save_log: Path | None, database: str, as_json: bool) -> None:
-    """Show a device: its state and why, which PCRs and which entries of the event log differ, what you can do."""
+    """Show a device: its state and why, which PCRs and which entries of the event log differ, what you can do.
+
+    "last seen" is exact for health reports and quotes; of all other requests one a minute is noted.
+    """
     from tpm_mtls.files import write_atomic  # noqa: PLC0415 - `server --help` stays quick
     from tpm_mtls_server.operators.device_facts import dossier_facts, read_dossier  # noqa: PLC0415 - the same
     from tpm_mtls_server.operators.device_words import dossier_lines  # noqa: PLC0415 - the same

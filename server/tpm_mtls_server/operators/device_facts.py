@@ -86,7 +86,7 @@ def device_facts(device: DeviceRow, *, now: datetime) -> dict[str, Any]:
         "state": device.state(now),
         "group": device.group,
         "first_seen": instant(device.first_seen),
-        "last_seen": instant(device.last_seen),
+        "last_seen": instant(last_contact(device)),
         "certificate": {
             "serial": device.serial,
             "not_after": instant(device.not_after),
@@ -148,6 +148,15 @@ def health_report(device: DeviceRow) -> HealthReport | None:
         return decode_health(device.health.encode())
     except EvidenceError:
         return None
+
+
+def last_contact(device: DeviceRow) -> datetime:
+    """When the device last came: exact for health reports and judged quotes, to a minute for all else.
+
+    `DeviceRow.last_seen` alone may be older than the quote that a person reads beside it.
+    """
+    reported = (device.health_at, device.verdict.at if device.verdict is not None else None)
+    return max([device.last_seen, *(each for each in reported if each is not None)])
 
 
 def instant(time: datetime) -> str:

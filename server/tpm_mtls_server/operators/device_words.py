@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tpm_mtls.attestation.messages import CHECKS, DeviceState
-from tpm_mtls_server.operators.cli_common import plain
-from tpm_mtls_server.operators.device_facts import health_report, instant
+from tpm_mtls.tables import plain
+from tpm_mtls_server.operators.device_facts import health_report, instant, last_contact
 from tpm_mtls_server.registry import Mode
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _facts(dossier: Dossier) -> Iterator[tuple[str, str]]:
         yield "baseline", f"{how} {instant(baseline.accepted_at)}, from the quote of {instant(baseline.at)}{idle}"
     yield "TPM", device.tpm or "none that was proved to the CA"
     yield "certificate", f"{device.serial}, valid until {instant(device.not_after)}"
-    yield "last seen", f"{instant(device.last_seen)}; first {instant(device.first_seen)}"
+    yield "last seen", f"{instant(last_contact(device))}; first {instant(device.first_seen)}"
     for key in dossier.keys:
         yield "enrolled key", f"{key.name} ({instant(key.added_at)} by {key.added_by})"
 

@@ -11,7 +11,8 @@ import click
 from tpm_mtls.cli_options import answer, json_option
 from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import UsageError
-from tpm_mtls_server.operators.cli_common import by_option, database_option, open_registry, plain, print_list, utc_now
+from tpm_mtls.tables import plain
+from tpm_mtls_server.operators.cli_common import by_option, database_option, open_registry, print_list, utc_now
 
 if TYPE_CHECKING:
     from tpm_mtls_server.registry import GroupRow, ReferenceRow, Registry
@@ -43,7 +44,7 @@ def list_groups(*, database: str, as_json: bool) -> None:
     rows = [_facts(each) for each in found]
     if not as_json:
         rows = [row | {"pcrs": ",".join(map(str, row["pcrs"])) or "0-15"} for row in rows]
-    print_list("groups", rows, _COLUMNS, as_json=as_json)
+    print_list("groups", rows, _COLUMNS, empty="no groups", as_json=as_json)
 
 
 @group.command(epilog="Example: tpm-mtls server group show default")

@@ -17,7 +17,7 @@ from support.quotes import software_key
 from support.terminal import on_a_terminal
 from tpm_mtls.attestation.health import Caution, Failure, HealthReport, encode_health
 from tpm_mtls.cli import run
-from tpm_mtls_server.operators.cli_common import local_user, plain
+from tpm_mtls_server.operators.cli_common import local_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +83,9 @@ def test_on_a_terminal_the_list_is_a_table(backend: BackendThread, machine: Atte
     title, *_, row = [line for line in on_a_terminal(command) if line.strip()]
     assert title.split() == ["device", "state", "group", "last", "quote", "health", "last", "seen"]
     assert row.split()[:4] == ["sensor-17", "attested", "default", "passed"]
+    narrow = on_a_terminal(command, columns=60)
+    assert narrow[:4] == ["device:     sensor-17", "state:      attested", "group:      default", "last quote: passed"]
+    assert on_a_terminal([*command, "--state", "failing"]) == ["no such devices"]
 
 
 def test_a_mismatch_is_explained_as_a_person_would_want_it(
@@ -335,10 +338,6 @@ def test_a_key_that_signs_anything_is_no_attestation_key(
 )
 def test_one_key_is_named_rightly(options: list[str], message: str, device_cli: Command) -> None:
     assert message in device_cli("enroll-key", "sensor-17", *options, status=2)
-
-
-def test_nothing_that_a_terminal_obeys_is_printed() -> None:
-    assert plain("a\x1b[2J\nb\u202ec") == "a?[2J?b?c"
 
 
 @pytest.mark.parametrize(
