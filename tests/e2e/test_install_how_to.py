@@ -12,13 +12,15 @@ import pytest
 from support.how_to import HowTo
 from support.installed import REPRODUCIBLE, ROOT, debian_package
 from support.other_user import give, not_given
-from support.units import FOLDER, UNITS, command, setting, settings
+from support.units import FOLDER, UNITS, analyze, command, installed, needs_systemd, setting, settings
 from tpm_mtls.certificates import load_certificates
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from support.tpm import SimulatedTpm
+
+FIRST_BOOT = FOLDER / "tpm-mtls-first-boot.service"
 
 # systemd does not run here: what is to be started must be there
 _SYSTEMCTL = 'systemctl() { for unit in "${@:3}"; do [ -e "$UNITS/$unit" ]; done; }\n'
@@ -104,6 +106,32 @@ def test_what_goes_into_an_environment_file_is_what_the_unit_reads(unit: str, pa
         defaults = " ".join(settings(service, "Environment"))
         assert value in given or f"{value}=" in defaults or value == "CREDENTIALS_DIRECTORY"
     assert command(service)
+
+
+@needs_systemd
+def test_a_program_that_needs_the_identity_is_tried_until_it_is_there(page: HowTo, tmp_path: Path) -> None:
+    (block,) = [block for block in page.blocks("A device", "ini") if "[Unit]" in block]
+    units = installed(tmp_path)
+    shop = tmp_path / "shop.service"
+    shop.write_text("[Service]\nExecStart=/usr/bin/true\n")
+    drop_in = tmp_path / "shop.service.d" / "identity.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(block)
+    done = analyze("verify", "--man=no", shop, units[FIRST_BOOT.name])
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    assert settings(drop_in, "Requires") == []  # what requires a unit that fails is not started again with it
+    assert setting(drop_in, "Wants") == setting(drop_in, "After") == FIRST_BOOT.name
+    assert (setting(drop_in, "Restart"), setting(drop_in, "StartLimitIntervalSec")) == ("on-failure", "0")
+    assert int(setting(drop_in, "RestartSec")) >= int(setting(FIRST_BOOT, "RestartSec"))
+    test, option, path = setting(drop_in, "ExecStartPre").split()
+    assert (test, option) == ("/usr/bin/test", "-e")
+    assert f"|!{path}" in settings(FIRST_BOOT, "ConditionPathExists")
+
+
+def test_what_a_service_reads_is_written_before_it_is_started(page: HowTo) -> None:
+    for section, unit in (("A CA", "pki"), ("A backend", "server")):
+        part = page.text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+        assert part.index(f"# /etc/tpm-mtls/{unit}.env") < part.index("systemctl enable --now")
 
 
 def test_the_table_of_services_has_them_all(page: HowTo) -> None:
