@@ -74,8 +74,8 @@ def read_chain(path: Path) -> Iterator[Chain]:
         for certificate in read[1:]:
             library.OPENSSL_sk_push(issuers, certificate)
         public_key = library.X509_get0_pubkey(read[0])
-        not_before = _time(library.X509_get0_notBefore(read[0]))
-        not_after = _time(library.X509_get0_notAfter(read[0]))
+        not_before = time_of(library.X509_get0_notBefore(read[0]))
+        not_after = time_of(library.X509_get0_notAfter(read[0]))
         if not public_key or not_before is None or not_after is None:
             raise PemError(
                 f"{path} is no usable certificate: {'its key' if not public_key else 'its validity'} is not understood",
@@ -90,7 +90,8 @@ def read_chain(path: Path) -> Iterator[Chain]:
         library.ERR_clear_error()
 
 
-def _time(asn1: int) -> datetime | None:
+def time_of(asn1: int) -> datetime | None:
+    """An ``ASN1_TIME``; none if it is not understood."""
     parts = _BrokenDownTime()
     if openssl().ASN1_TIME_to_tm(asn1, ctypes.byref(parts)) != 1:
         return None

@@ -76,7 +76,7 @@ def client_context(
     return context
 
 
-def server_context(
+def server_context(  # noqa: PLR0913 - by name
     identity: Identity,
     *,
     tcti: str | None = None,
@@ -84,16 +84,36 @@ def server_context(
     relay: RelayUse | None = None,
     minimum_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
     client_certificates: ClientCertificates = ClientCertificates.REQUIRED,
+    crl: Path | None = None,
     clock: Callable[[], datetime] = utc_now,
 ) -> IdentityContext:
     """A context for connections from clients; ``identity.trust`` verifies them and is not read without client
-    certificates. Whether a certificate was revoked is the caller's to check.
+    certificates.
 
-    Args and errors: as `client_context`.
+    ``crl`` is a file with the lists of revoked certificates of all CAs of the clients' chains, the root's included: at
+    most 4 MiB, all in PEM or all in DER form, one after the other. A client is refused if its certificate or a CA's
+    above it was revoked, and gets a session resumed only as long as the file's content is the same. When a list has
+    ended, or the file is missing, damaged or replaced by an older one, no client certificate is accepted until a good
+    file is there, which is taken without a restart (`IdentityContext.revocation_problem`). Connections that are there
+    go on. Without ``crl``, whether a certificate was revoked is the caller's to check.
+
+    Args and errors: as `client_context`, and:
+
+    Raises:
+        CredentialError: the lists are damaged, a trusted CA's is missing or wrongly signed, or one has ended.
+        StorageError: their file cannot be read.
+        UsageError: lists, but no client certificates.
     """  # noqa: D205 - one sentence
     wanted = client_certificates is not ClientCertificates.NONE
     trust = identity.trust if wanted else None
+    if crl is not None and not wanted:
+        raise UsageError(
+            "a list of revoked certificates is of no use without client certificates",
+            hint="ask for them (client_certificates), or leave crl out",
+        )
     context = _context(ssl.PROTOCOL_TLS_SERVER, trust, client_certificates.value, minimum_version)
+    if crl is not None:
+        context.load_revocation_lists(crl, clock=clock)
     context.load_own_key(Source(identity, tcti, authorization, clock, relay))
     return context
 

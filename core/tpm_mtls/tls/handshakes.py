@@ -52,6 +52,13 @@ def own_key(context: ssl.SSLContext) -> OwnKey | None:
     return getattr(context, "own_key", None)
 
 
+def following(context: ssl.SSLContext) -> AbstractContextManager[object]:
+    """To be held while a connection takes over what ``context`` has, which a server-name callback has chosen."""
+    follow = getattr(context, "following", contextlib.nullcontext)
+    held: AbstractContextManager[object] = follow()
+    return held
+
+
 def in_turns(
     connection: ssl.SSLSocket, handshake: Callable[[], None], turn: AbstractContextManager[object], *, block: bool
 ) -> None:

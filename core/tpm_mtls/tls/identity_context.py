@@ -15,12 +15,13 @@ from tpm_mtls.openssl import contexts, signatures
 from tpm_mtls.tls import process_hooks
 from tpm_mtls.tls.objects import IdentityObject, make_bridge
 from tpm_mtls.tls.own_key import OwnKey
+from tpm_mtls.tls.revocation import RevocationLists
 from tpm_mtls.tls.sessions import Resumption, SessionCache
 from tpm_mtls.tls.sockets import IdentitySocket
 from tpm_mtls.tls.tickets import TicketKeys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from tpm_mtls.errors import TpmMtlsError
@@ -39,6 +40,9 @@ class IdentityContext(ssl.SSLContext):
     that are there go on. What does not fit, such as a new key whose certificate is not there yet, leaves the present
     certificate and key in use.
 
+    A server's list of revoked certificates is followed in the same way (one more call of stat(2)), but what does not
+    fit leaves nothing in use: no client certificate is accepted then.
+
     A client's connections resume the TLS sessions of earlier ones by themselves, which takes no signature. In asyncio,
     for clients and servers, a thread waits for the TPM and not the event loop (docs/decisions/0005).
 
@@ -51,6 +55,7 @@ class IdentityContext(ssl.SSLContext):
     sslobject_class = IdentityObject
     own_key: OwnKey | None = None
     _tickets: TicketKeys | None = None  # a server's
+    _revocation: RevocationLists | None = None  # the same
 
     def __init__(self, protocol: int, *, trust: Path | None, verify_mode: ssl.VerifyMode) -> None:  # noqa: ARG002 - protocol is for __new__
         self._trust = trust
@@ -75,6 +80,25 @@ class IdentityContext(ssl.SSLContext):
             self._tickets = TicketKeys(address)
         self.own_key = own
         process_hooks.watch(self)
+
+    def load_revocation_lists(self, crl: Path, *, clock: Callable[[], datetime]) -> None:
+        """Looks the peers' certificates up in the lists of the file ``crl`` from now on.
+
+        Raises:
+            TpmMtlsError: as `tpm_mtls.tls.server_context`.
+        """
+        self._revocation = RevocationLists(contexts.address(self), crl, clock=clock)
+        self.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+
+    @property
+    def revocation_problem(self) -> TpmMtlsError | None:
+        """Why no client certificate is accepted right now: the lists of revoked certificates are missing, damaged or
+        stale. None when they are good, or nobody asked for them.
+        """  # noqa: D205 - one thought
+        if self._revocation is None:
+            return None
+        with self.following():
+            return self._revocation.problem
 
     def reload(self) -> None:
         """Reads certificate and key again now: new connections use them, existing ones stay as they are.
@@ -199,10 +223,19 @@ class IdentityContext(ssl.SSLContext):
             return
         own.ensure_own()
         own.follow()
-        with own.guard:
+        with self.following():
             if self._tickets is not None:
                 self._tickets.renew_when_due(own.generation)
             yield Resumption(self.sessions, own.generation, id(self)) if self._tickets is None else None
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """While certificate and key stay the same, and the revocation lists are those of now."""
+        guard = self.own_key.guard if self.own_key is not None else contextlib.nullcontext()
+        with guard:
+            if self._revocation is not None:
+                self._revocation.follow()
+            yield
 
 
 def _more_trust() -> UsageError:

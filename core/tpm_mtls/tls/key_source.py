@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from tpm_mtls.openssl.keys import LoadedKey
     from tpm_mtls.openssl.provider import TpmConnection
 
-Stamp: TypeAlias = tuple[tuple[int, ...] | None, ...]
-"""By which a file is known to be the same: device, inode, size and time of the last change; none for no file."""
+FileStamp: TypeAlias = tuple[int, ...]
+"""By which a file is known to be the same: device, inode, size and time of the last change."""
+
+Stamp: TypeAlias = tuple[FileStamp | None, ...]
+"""Those of several files; none for no file."""
 
 _OTHER_NAME = 0x70001
 """TSS2_ESYS_RC_GENERAL_FAILURE: it knows another key at this handle (Esys_TR_FromTPMPublic_Finish, esys_tr.c)."""
@@ -49,7 +52,7 @@ class Source:
     def stamp(self) -> Stamp:
         """What the certificate file and the key file are right now; no TPM is asked."""
         key = self.identity.key
-        return (_stamp(self.identity.certificate), _stamp(key.path) if isinstance(key, KeyFile) else None)
+        return (stamp_of(self.identity.certificate), stamp_of(key.path) if isinstance(key, KeyFile) else None)
 
     def load_key(self, expected: str) -> tuple[LoadedKey, TpmConnection | None]:
         """The key, and the connection to its TPM if it is in one (3 commands).
@@ -79,7 +82,8 @@ class Source:
             return keys.load_tpm_key(self.identity.key, connection, self.authorization, expected=expected)
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
+def stamp_of(path: Path) -> FileStamp | None:
+    """What the file ``path`` is right now; none if there is none."""
     try:
         found = path.stat()
     except OSError:

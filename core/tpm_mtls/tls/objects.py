@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tpm_mtls.openssl import signatures
-from tpm_mtls.tls.handshakes import counted, own_key
+from tpm_mtls.tls.handshakes import counted, following, own_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,6 +40,16 @@ class IdentityObject(ssl.SSLObject):
     _outcome: Outcome | None = None
     _steps = 0  # of the handshake, in an event loop
     _sslobj: object
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The context in use; a server-name callback may choose another one."""
+        return super().context
+
+    @context.setter
+    def context(self, chosen: ssl.SSLContext) -> None:
+        with following(chosen):
+            ssl.SSLObject.context.__set__(self, chosen)  # type: ignore[attr-defined]  # a property
 
     def do_handshake(self) -> None:
         """As `ssl.SSLObject.do_handshake`, with a `TpmMtlsError` as the cause of its error if the own key failed."""

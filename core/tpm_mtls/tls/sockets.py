@@ -6,7 +6,7 @@ import contextlib
 import ssl
 from typing import TYPE_CHECKING, Any
 
-from tpm_mtls.tls.handshakes import counted, explained, in_turns, own_key
+from tpm_mtls.tls.handshakes import counted, explained, following, in_turns, own_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,16 @@ class IdentitySocket(ssl.SSLSocket):
     _sslobj: object
     _may_be_refused = False
     _cause: BaseException | None = None
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The context in use; a server-name callback may choose another one."""
+        return super().context
+
+    @context.setter
+    def context(self, chosen: ssl.SSLContext) -> None:
+        with following(chosen):
+            ssl.SSLSocket.context.__set__(self, chosen)  # type: ignore[attr-defined]  # a property
 
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the parent's signature
         """As `ssl.SSLSocket.do_handshake`, with a `TpmMtlsError` as the cause of its error if the own key failed."""
