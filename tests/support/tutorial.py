@@ -9,8 +9,8 @@ What a page (``docs/tutorial/NN-name.md``) is made of:
   process ids may differ (``masked``).
 - Other blocks (``text``, ``toml``, ``python``) are read, not run.
 
-A page begins in a new shell and says so: it enters ``~/tpm-tutorial`` and sets TPM_MTLS_TCTI. It ends the servers that
-it began (``kill %1``); the simulated TPM and the files stay for the next page. A port is one of ``PORTS``.
+A page begins in a new shell, and its first block gets a reader there from anywhere, any number of times (``page.sh``).
+It ends the servers that it began (``down``); the files stay for the next page. A port is one of ``PORTS``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,8 @@ from tpm_mtls_simulator import Simulator
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FOLDER = Path(__file__).parents[2] / "docs" / "tutorial"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "docs" / "tutorial"
 PORTS = ("8080", "8443", "8444", "9443", "9444")  # in a test each is another one, that is free
 _FREE_PORTS = range(12000, 20000)  # below those of simulated TPMs and of outgoing connections
 _MARK = "==step=="
@@ -107,6 +108,13 @@ def masked(text: str) -> str:
     return re.sub(r"[ \t]+(\n?)", lambda blanks: blanks[1] or " ", text)
 
 
+def _above(text: str, heading: str | None) -> str:
+    """What stands above ``heading``; all, if there is none."""
+    above, found, _ = text.partition(f"\n## {heading}\n")
+    assert found or heading is None, f"no heading {heading}"
+    return above
+
+
 def agrees(shown: str, seen: str) -> bool:
     """Whether a command printed (``seen``) what its page shows."""
     pattern = "".join(
@@ -132,17 +140,24 @@ class Reader:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
         }
 
-    def follow(self, name: str, *, until: str | None = None) -> None:
+    def follow(
+        self, name: str, *, until: str | None = None, broken_off: str | None = None, begin: Path | None = None
+    ) -> None:
         """Does all that ``docs/tutorial/NAME.md`` says, in a new shell; what is printed must be what it shows.
 
-        With ``until`` only what stands above that heading.
+        With ``until`` only what stands above that heading. With ``broken_off`` first what stands above that heading,
+        and then, without a tidy-up, all of it ``again``. The shell begins in the folder ``begin``, by default at home.
         """
         page = self._pages / f"{name}.md"
-        text, heading, _ = page.read_text().partition(f"\n## {until}\n")
-        assert heading or until is None, f"{page} has no heading {until}"
-        found = steps(text)
+        text = page.read_text()
+        found = steps(_above(text, until))
         assert found, page
-        printed = self._run(name, found)
+        if broken_off is not None:
+            first = found[0]
+            again = re.sub(r"(?m)^(\. ~/tpm-tutorial/page\.sh \d+)$", r"\1 again", first.commands)
+            assert again != first.commands
+            found = [*steps(_above(text, broken_off)), replace(first, commands=again), *found[1:]]
+        printed = self._run(name, found, begin or self.home)
         results = re.findall(rf"^{_MARK} begin\n(.*?)\n{_MARK} end (\d+)$", printed, re.DOTALL | re.MULTILINE)
         for index, step in enumerate(found):
             where = f"{page.name}, line {step.line}:\n{step.commands}\n"
@@ -176,14 +191,14 @@ class Reader:
                 finally:
                     tpm.stop()
 
-    def _run(self, name: str, found: list[Step]) -> str:
+    def _run(self, name: str, found: list[Step], begin: Path) -> str:
         """What the page's shell printed: each step's output between two marks."""
         script, output = self.home / f".{name}.sh", self.home / f".{name}.out"
         script.write_text("".join(self._marked(step) for step in found) + "wait\n")
         with output.open("wb") as file:
             shell = subprocess.Popen(
                 ["bash", script],
-                cwd=self.home,
+                cwd=begin,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -205,6 +220,13 @@ class Reader:
             f"{_PROMPT}\necho '{_MARK} begin'\n{self.typed(step.commands)}\nended_with=$?\n"
             f"printf '\\n{_MARK} end %s\\n' $ended_with\n[ $ended_with = {step.status} ] || exit 1\n"
         )
+
+
+def newcomer(home: Path) -> Reader:
+    """A reader who has installed, and has made the tutorial's folder as its first page says."""
+    reader = Reader(home)
+    reader.follow("README", until="Once more", begin=ROOT)
+    return reader
 
 
 def _is_free(port: int) -> bool:

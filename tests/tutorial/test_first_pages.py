@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from support.tutorial import ROOT
+
 if TYPE_CHECKING:
     from support.tutorial import Reader
 
@@ -18,3 +20,10 @@ def test_from_a_file_to_a_handle(reader: Reader) -> None:
         "06-what-changes-in-the-handshake",
     ):
         reader.follow(page)
+    reader.follow("README", begin=ROOT)
+    assert not (reader.home / "tpm-tutorial").exists(), "its last block removes everything"
+
+
+def test_a_page_that_was_broken_off_once_more(reader: Reader) -> None:
+    reader.follow("03-client-and-server-with-tls", broken_off="What is refused")
+    reader.follow("04-the-key-in-the-tpm", broken_off="Steal it")

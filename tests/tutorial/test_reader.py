@@ -132,7 +132,8 @@ def test_a_page_says_what_one_will_have_and_leads_on(page: str) -> None:
     text = (FOLDER / f"{page}.md").read_text()
     assert text.startswith(f"# {int(page[:2])}. ")
     assert "\n*At the end:* " in text.partition("\n## ")[0], "what you will have at its end"
-    assert steps(text)
+    assert steps(text)[0].commands.startswith(f"set -e\n. ~/tpm-tutorial/page.sh {int(page[:2])}\n")
+    assert steps(text)[-1].commands.endswith("down\nset +e") or int(page[:2]) < 3, "its end ends what it began"
     last = text.rstrip().rpartition("\n\n")[2]
     assert page == PAGES[-1] or f"({PAGES[PAGES.index(page) + 1]}.md)" in last
     assert f"]({page}.md)" in (FOLDER / "README.md").read_text(), "the index has it"
