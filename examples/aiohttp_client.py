@@ -12,7 +12,7 @@ from tpm_mtls.tls import client_context
 async def main(url: str) -> None:
     """One request; other tasks go on while the TPM signs."""
     connector = aiohttp.TCPConnector(ssl=client_context(load_identity()))
-    async with aiohttp.ClientSession(connector=connector) as session, session.get(url) as answer:
+    async with aiohttp.ClientSession(connector=connector, raise_for_status=True) as session, session.get(url) as answer:
         print(await answer.json())
 
 

@@ -8,4 +8,4 @@ from tpm_mtls.identity import load_identity
 from tpm_mtls.tls import client_context
 
 with httpx.Client(verify=client_context(load_identity()), timeout=20) as client:
-    print(client.get(sys.argv[1]).json())
+    print(client.get(sys.argv[1]).raise_for_status().json())

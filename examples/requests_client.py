@@ -22,4 +22,6 @@ class TpmAdapter(HTTPAdapter):
 with requests.Session() as session:
     session.mount("https://", TpmAdapter())
     # verify= in each request: without, requests adds the web's CAs or $REQUESTS_CA_BUNDLE, which the context refuses
-    print(session.get(sys.argv[1], verify=str(IDENTITY.trust), timeout=20).json())
+    answer = session.get(sys.argv[1], verify=str(IDENTITY.trust), timeout=20)
+    answer.raise_for_status()
+    print(answer.json())

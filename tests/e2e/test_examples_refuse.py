@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from support.device_ca import DeviceCa
 from support.example_machine import Machine, example_machine
-from support.examples import HTTP_CLIENTS, may_mount
+from support.examples import HTTP_CLIENTS, free_port, may_mount
 from support.nginx import running_nginx
 from tpm_mtls.certificates import load_certificates
 
@@ -89,3 +89,47 @@ def test_no_curl_of_the_project_trusts_the_systems_cas_beside_its_own() -> None:
     ours = [line for line in lines if re.search(r"\bcurl\b.* --cacert ", line)]
     assert len(ours) >= 9
     assert [line for line in ours if not re.search(r" --cacert \S+ --capath /dev/null ", line)] == []
+
+
+# what the server does not give
+
+
+@pytest.mark.parametrize("name", HTTP_CLIENTS)
+def test_a_refusal_by_the_backend_ends_with_an_error_that_names_it(machine: Machine, name: str) -> None:
+    examples = machine.files if name.endswith(".sh") else machine.handles
+    done = examples.run(name, f"{machine.backend}/nowhere")
+    assert done.returncode != 0
+    assert "404" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_refusal_ends_an_exchange_by_streams_with_an_error_that_names_it(machine: Machine) -> None:
+    where = machine.backend.removeprefix("https://").split(":")
+    done = machine.handles.run("asyncio_client.py", *where, instead={"/whoami": "/nowhere"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip() == "HTTP/1.1 404 Not Found"
+
+
+@pytest.mark.parametrize(
+    ("asked", "reached"), [("", "/"), ("/a/b", "/a/b"), ("/a?b=1&c", "/a?b=1&c"), ("?b=1#c", "/?b=1")]
+)
+def test_http_client_asks_for_all_of_the_address(
+    machine: Machine, stranger: Identity, tmp_path: Path, asked: str, reached: str
+) -> None:
+    trusting = {"=client_context(": f"=__import__('ssl').create_default_context(cafile='{stranger.trust}') or ("}
+    repeat = "location ~ . { return 200 $request_uri; }"
+    with running_nginx(tmp_path / "nginx", stranger, verify="off", more=repeat) as url:
+        done = machine.handles.run("http_client.py", f"{url}{asked}", instead=trusting)
+    assert done.stdout == f"{reached}\n", done.stderr
+
+
+def test_a_device_that_the_broker_refuses_is_told_at_once(machine: Machine, stranger: Identity) -> None:
+    port = free_port()
+    other = machine.server.trust.with_name("other.pem")  # a folder that the user mosquitto may enter
+    other.write_bytes(stranger.trust.read_bytes())
+    instead = {"listener 8883": f"listener {port}", f"cafile   {machine.server.trust}": f"cafile   {other}"}
+    with machine.files.running("mosquitto.conf", "mosquitto", "-c", "{}", port=port, instead=instead) as said:
+        done = machine.handles.run("mqtt_publish.py", "localhost", str(port))
+        assert done.returncode == 1
+        assert "the broker has closed the connection: Unspecified error" in done.stderr
+        assert said.read_text().count("certificate verify failed") == 1
