@@ -62,6 +62,8 @@ def pyopenssl_context(
     A client makes its connections with `verified_connection`; made in another way they accept no server at all. The key
     is first loaded and checked as `tpm_mtls.tls.client_context` does it, because pyOpenSSL cannot say why it fails.
 
+    Whether a client's certificate was revoked is the caller's to check (``Connection.get_peer_certificate``).
+
     Args and errors: as `tpm_mtls.tls.client_context`, and:
 
     Raises:

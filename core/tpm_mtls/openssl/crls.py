@@ -51,11 +51,13 @@ class Crl:
 
 @contextmanager
 def read_crls(data: bytes) -> Iterator[list[Crl]]:
-    """The lists in ``data``, one or more, all in PEM or all in DER form; freed after the block.
+    """The lists in ``data``, one or more, freed after the block.
+
+    Args:
+        data: all in PEM form, where what is between them is skipped, or all in DER form, one right after the other.
 
     Raises:
-        PemError: there is none, one is cut off or damaged, does not say when the next one is due, or something else is
-            there too.
+        PemError: there is none, one is cut off or damaged, or does not say when the next one is due.
     """
     library = openssl()
     library.ERR_clear_error()

@@ -94,8 +94,8 @@ def server_context(  # noqa: PLR0913 - by name
     most 4 MiB, all in PEM or all in DER form, one after the other. A client is refused if its certificate or a CA's
     above it was revoked, and gets a session resumed only as long as the file's content is the same. When a list has
     ended, or the file is missing, damaged or replaced by an older one, no client certificate is accepted until a good
-    file is there, which is taken without a restart (`IdentityContext.revocation_problem`). Connections that are there
-    go on. Without ``crl``, whether a certificate was revoked is the caller's to check.
+    file is there, which is taken without a restart (`IdentityContext.revocation_problem`). Connections go on, those
+    included whose handshake has begun. Without ``crl``, whether a certificate was revoked is the caller's to check.
 
     Args and errors: as `client_context`, and:
 
