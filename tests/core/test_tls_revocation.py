@@ -330,6 +330,8 @@ def test_a_context_that_a_server_name_callback_chooses_looks_at_its_lists(
     assert [connect(client, listening).resumed for _ in range(2)] == [False, crl is not None]
     lists.publish(device)
     assert_refused(client, listening, "certificate revoked")
+    lists.publish(issuing=True)
+    assert_refused(client, listening, "certificate revoked")
     lists.path.unlink()
     assert_refused(client, listening, NO_LIST)
 
