@@ -22,7 +22,7 @@ from websockets.sync.server import serve
 
 from support.device_ca import DeviceCa
 from support.example_machine import Machine, example_machine
-from support.examples import FOLDER, HTTP_CLIENTS, free_port
+from support.examples import FOLDER, HTTP_CLIENTS, NGINX, NGINX_FOLDERS, free_port
 from support.how_to import FOLDER as PAGES
 from support.nginx import running_nginx
 from tpm_mtls.identity import load_identity
@@ -36,10 +36,7 @@ if TYPE_CHECKING:
     from support.tpm import SimulatedTpm
     from tpm_mtls.identity import Identity
 
-TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-NGINX = ("nginx", "-p", ".", "-e", "error.log", "-c", "{}", "-g", "daemon off; pid nginx.pid;")
 STUNNEL = "stunnel_server.conf"
-NGINX_FOLDERS = {"http {": "http { access_log off; " + " ".join(f"{each}_temp_path {each};" for each in TEMPORARY)}
 SHOP = """
 def application(environment, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])

@@ -41,6 +41,7 @@ class Machine:
         identity: the identity folder of that.
         server: the identity of its servers.
         backend: the URL of the backend.
+        ca: the CA of all of them.
     """
 
     tpm: SimulatedTpm
@@ -50,6 +51,7 @@ class Machine:
     identity: Path
     server: Identity
     backend: str
+    ca: FleetCa
 
 
 @contextmanager
@@ -85,6 +87,7 @@ def example_machine(folder: Path) -> Iterator[Machine]:
                 at_handle,
                 Identity(PersistentHandle(SERVER_HANDLE), server / "server.cert.pem", server / "ca.cert.pem"),
                 backend.url,
+                ca,
             )
         tpm.assert_nothing_leaked()
     finally:

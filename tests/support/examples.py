@@ -19,6 +19,9 @@ FOLDER = Path(__file__).parents[2] / "examples"
 HTTP_CLIENTS = (
     "http_client.py", "urllib3_client.py", "requests_client.py", "httpx_client.py", "aiohttp_client.py", "curl.sh",
 )  # fmt: skip
+NGINX = ("nginx", "-p", ".", "-e", "error.log", "-c", "{}", "-g", "daemon off; pid nginx.pid;")
+_TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+NGINX_FOLDERS = {"http {": "http { access_log off; " + " ".join(f"{each}_temp_path {each};" for each in _TEMPORARY)}
 
 _PATIENCE = 20.0  # seconds until a server listens, and until it has ended
 _MOUNTS = ("unshare", "--map-root-user", "--mount")
