@@ -79,6 +79,9 @@ _go_to_page() {
       return 1
     fi
     rm -rf copy && cp -a "$before" copy && mv copy "$folder" # a copy that was interrupted is none
+    touch "$folder/.copied"
+  elif [ -n "$before" ] && [ -n "$(find "$before" -newer "$folder/.copied" -type f ! -name .copied -print -quit)" ]; then
+    echo "page ${before#page-} was worked on after page $1 began with a copy of it; to take that over: . ~/tpm-tutorial/page.sh $1 again"
   fi
   mkdir -p "$folder" && cd "$folder" || return
 }

@@ -102,6 +102,16 @@ def test_a_page_begins_with_what_the_page_before_left(terminal: Terminal) -> Non
     assert terminal.page("3", "cat made") == "three\n", "a page changes only its own folder"
 
 
+def test_a_copy_that_is_older_than_the_work_it_was_made_of_is_told(terminal: Terminal) -> None:
+    terminal.page("3", "echo unfinished > made")
+    assert terminal.page("4") == ""
+    assert terminal.page("4", "touch made") == "", "its own work is no matter"
+    terminal.page("3", "sleep 0.02; echo finished > made")
+    assert "page.sh 4 again\n" in terminal.page("4")
+    assert terminal.page("4 again", "cat made") == "finished\n"
+    assert terminal.page("4") == ""
+
+
 def test_pages_8_to_14_begin_with_page_7(terminal: Terminal) -> None:
     terminal.page("7", "echo company > made")
     terminal.page("8", "echo eight > made")
