@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,11 +19,13 @@ from support.examples import free_port, until_listening
 from support.how_to import HowTo
 from support.resource_manager import running_resource_manager
 from support.tpm import SimulatedTpm
+from support.units import analyze, needs_systemd, setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LIBRARY = "/usr/lib/x86_64-linux-gnu/pkcs11/libtpm2_pkcs11.so"
+UNIT = "ssh-tpm.service"
 
 # what the page leaves to the reader's own configuration
 CLIENT = """    HostName 127.0.0.1
@@ -132,10 +135,10 @@ def test_a_device_logs_in_and_nobody_else(page: HowTo, host: str) -> None:
         assert "Permission denied (publickey)" in page.run(f"ends_with 255 {log_in}").stderr
 
 
-def test_an_agent_holds_the_key_for_signatures_and_an_ssh_server(page: HowTo, host: str) -> None:
+def test_an_agent_holds_the_key_for_signatures(page: HowTo) -> None:
     home = page.folder
     public = (home / "ssh.pub").read_text()
-    log_in, sign = page.blocks("Log in")
+    _, sign = page.blocks("Log in")
     (home / "report.txt").write_text("all is well\n")
     (home / "signers").write_text(f"sensor-17 {public}")
     verify = "ssh-keygen -Y verify -f signers -I sensor-17 -n file -s report.txt.sig"
@@ -143,13 +146,51 @@ def test_an_agent_holds_the_key_for_signatures_and_an_ssh_server(page: HowTo, ho
         assert 'Good "file" signature for sensor-17' in page.run(f"{verify} < report.txt").stdout
         page.run(f"ends_with 255 {verify} < signers")
 
-        (home / "authorized_keys").write_text(public)
-        (host_key,) = page.blocks("The host key of a server", "text")
-        with ssh_server(page, host_key.replace("/etc/ssh", str(home)).replace("/run/ssh-tpm", str(home))):
-            know(home, public)
-            assert "load average" in page.run(log_in).stdout
-            know(home, host)
-            assert "Host key verification failed" in page.run(f"ends_with 255 {log_in}").stderr
+
+def test_an_ssh_server_has_its_host_key_from_the_agent_of_the_unit(page: HowTo, host: str) -> None:
+    home = page.folder
+    public = (home / "ssh.pub").read_text()
+    log_in, _ = page.blocks("Log in")
+    (home / "authorized_keys").write_text(public)
+    (configuration,) = page.blocks("The host key of a server", "text")
+    (install,) = page.blocks("The host key of a server")
+    page.run(f'systemctl() {{ [ "$3" = {UNIT} ]; }}\n{in_folder(install, home)}')
+    with holding_agent(page, as_systemd_would(page)), ssh_server(page, in_folder(configuration, home)):
+        know(home, public)
+        assert "load average" in page.run(log_in).stdout
+        know(home, host)
+        assert "Host key verification failed" in page.run(f"ends_with 255 {log_in}").stderr
+    said = (home / "sshd.log").read_text()
+    assert "Accepted publickey" in said
+    assert not re.search("WARNING|Unable to load", said)
+
+
+def in_folder(text: str, folder: Path) -> str:
+    """``text`` with the folders of a machine in ``folder``."""
+    for word in ("/etc/ssh", "/run/ssh-tpm", "/root"):
+        text = text.replace(word, str(folder))
+    return text
+
+
+def as_systemd_would(page: HowTo) -> str:
+    """The commands of the unit that starts the agent, without a home folder and a terminal."""
+    variables, start, add = (setting(unit(page), name) for name in ("Environment", "ExecStart", "ExecStartPost"))
+    return f'export {in_folder(variables, page.folder)}\nunset HOME\neval "$({start})"\n{add} < /dev/null'
+
+
+def unit(page: HowTo) -> Path:
+    """The file with the page's unit."""
+    path = page.folder / UNIT
+    path.write_text(page.blocks("The host key of a server", "ini")[0])
+    return path
+
+
+@needs_systemd
+def test_systemd_understands_the_unit(page: HowTo) -> None:
+    done = analyze("verify", "--man=no", unit(page))
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    made = setting(unit(page), "RuntimeDirectory")
+    assert setting(unit(page), "Environment").startswith(f"SSH_AUTH_SOCK=/run/{made}/agent.sock ")
 
 
 def test_a_key_with_a_policy_does_not_sign(page: HowTo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
