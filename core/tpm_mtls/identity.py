@@ -7,6 +7,7 @@ atomically, ``identity.json`` last: a folder that has one is complete.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,21 @@ def load_identity(folder: Path = DEFAULT_FOLDER) -> Identity:
             hint="enroll the device first: tpm-mtls keygen first-boot --help; or name another folder: --state-dir",
         )
     return Identity(key=_key(folder, record), certificate=folder / CERTIFICATE, trust=folder / TRUST)
+
+
+def enroll_anew(folder: Path, record: IdentityRecord) -> str:
+    """In a hint: the commands by which the device of ``record``, in ``folder``, gives that identity up for a new one.
+
+    Its other options are those of the first time; with a token it takes a new one.
+    """
+    name = shlex.quote(str(folder))
+    old = shlex.quote(f"{folder}.old")
+    where = f" --state-dir {name}" if folder != DEFAULT_FOLDER else ""
+    token = " --token-file FILE" if record.enrolled_by == "token" else ""
+    return (
+        f"mv {name} {old}; tpm-mtls keygen first-boot{where} --new-identity --ca {shlex.quote(record.ca_url)} "
+        f"--trust {shlex.quote(f'{folder}.old/{TRUST}')}{token}"
+    )
 
 
 def load_record(folder: Path) -> IdentityRecord | None:

@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from tpm_mtls import certification_request
-from tpm_mtls.errors import UsageError
+from tpm_mtls.errors import PolicyError, PolicyRefusedError, UsageError
 from tpm_mtls.evidence import OID_ATTESTATION, Evidence, encode_bundle
+from tpm_mtls.response_codes import naming_key
 from tpm_mtls_keygen.signer import signature_hash, signer_for
 
 if TYPE_CHECKING:
@@ -35,14 +36,19 @@ def build_csr(tpm: Tpm, key: TpmKey, *, common_name: str | None = None, evidence
     Raises:
         CredentialError: the key's algorithm is none that certificates are made for.
         UsageError: ``common_name`` is too long or not printable.
+        PolicyRefusedError, PolicyError: the key's policy does not hold; the hint names the key.
         AuthorizationError: the key has another authorization value.
         TpmLockoutError: too many wrong ones were tried.
     """
     signer = signer_for(tpm, key.loaded)
     attributes = {} if evidence is None else {OID_ATTESTATION: encode_bundle(evidence)}
-    return certification_request.build_csr(
-        signer, signature_hash(signer.algorithm), subject=_subject(common_name), attributes=attributes
-    )
+    try:
+        return certification_request.build_csr(
+            signer, signature_hash(signer.algorithm), subject=_subject(common_name), attributes=attributes
+        )
+    except (PolicyRefusedError, PolicyError) as error:
+        error.hint = naming_key(error.hint, key.reference)
+        raise
 
 
 def csr_pem(request: bytes) -> bytes:

@@ -16,10 +16,11 @@ What makes that safe is the order of the effects:
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpm_mtls.errors import HandleOccupiedError, IdentityError, StateError
-from tpm_mtls.identity import ATTESTATION_KEY, CERTIFICATE, KEY, RECORD
+from tpm_mtls.identity import ATTESTATION_KEY, CERTIFICATE, KEY, RECORD, enroll_anew
 from tpm_mtls.key_algorithm import KeyAlgorithm
 from tpm_mtls.key_reference import PersistentHandle, parse_key_reference
 from tpm_mtls.life_cycle import Observed, judge
@@ -44,8 +45,6 @@ from tpm_mtls_keygen.first_boot_steps import (
 from tpm_mtls_keygen.keys import FIRST_HANDLE, LAST_HANDLE
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tpm_mtls.identity import IdentityRecord
     from tpm_mtls_keygen.first_boot_folder import Journal
 
@@ -157,12 +156,12 @@ def check_enrolled(facts: Facts, record: IdentityRecord) -> None:
         why = _what_happened(facts, record)
         raise IdentityError(
             f"the device key {record.key} of {record.device} is gone: {what}" + (f"; {why}" if why else ""),
-            hint=_anew(facts),
+            hint=_anew(facts, record),
         )
     if key_place(record.key) is KeyPlace.TSS2 and facts.srk_name != record.srk_name:
         raise IdentityError(
             f"the device key {record.key} of {record.device} cannot be loaded: {_what_happened(facts, record)}",
-            hint=_anew(facts),
+            hint=_anew(facts, record),
         )
     if facts.certificate_error is not None:
         raise facts.certificate_error
@@ -246,8 +245,5 @@ def _free_handle(facts: Facts) -> int:
     )
 
 
-def _anew(facts: Facts) -> str:
-    return (
-        "restore the right disk or TPM; or enroll anew in another --state-dir, "
-        f"or in {facts.folder} after emptying it (with --new-identity)"
-    )
+def _anew(facts: Facts, record: IdentityRecord) -> str:
+    return f"restore the right disk or TPM; or give this identity up: {enroll_anew(Path(facts.folder), record)}"

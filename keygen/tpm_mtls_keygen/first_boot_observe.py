@@ -116,7 +116,7 @@ def look_for_copy(tpm: Tpm, folder: Path, facts: Facts, *, now: datetime, anchor
     except (CredentialError, IdentityError) as error:
         wrapped = IdentityError(
             f"the TPM remembers that this is {mirror.record.device}, but that identity cannot come back: {error}",
-            hint="give it up and enroll anew: --new-identity",
+            hint="give it up and enroll anew: run tpm-mtls keygen first-boot as before, with --new-identity",
         )
         wrapped.__cause__ = error
         return replace(facts, copy=mirror, copy_error=wrapped)

@@ -14,7 +14,7 @@ import msgspec
 from tpm_mtls.attestation_key import AttestationKey, save_attestation_key
 from tpm_mtls.errors import HandleNotFoundError, HandleOccupiedError, IdentityError
 from tpm_mtls.files import PRIVATE_FILE, remove_file, write_atomic
-from tpm_mtls.identity import CERTIFICATE, KEY, TRUST, IdentityRecord, save_record
+from tpm_mtls.identity import CERTIFICATE, KEY, TRUST, IdentityRecord, enroll_anew, save_record
 from tpm_mtls.json_record import load_json_record
 from tpm_mtls.key_reference import PersistentHandle, parse_key_reference
 from tpm_mtls.policy.files import policy_path
@@ -97,7 +97,7 @@ def complete(tpm: Tpm, folder: Path, installation: Installation) -> None:
     record = installation.record
     reference = parse_key_reference(record.key)
     if isinstance(reference, PersistentHandle):
-        _put_key(tpm, reference.handle, installation)
+        _put_key(tpm, folder, reference.handle, installation)
     _put_files(folder, installation)
     if installation.mirror:
         store_mirror(tpm, find_place(tpm, folder), read_mirror(folder, record))
@@ -131,7 +131,7 @@ def _check_key(key: bytes, path: Path, *, is_tpm: bool) -> object:
     return parse_tss2_pem(key, str(path)) if is_tpm else parse_software_key(key, path)
 
 
-def _put_key(tpm: Tpm, handle: int, installation: Installation) -> None:
+def _put_key(tpm: Tpm, folder: Path, handle: int, installation: Installation) -> None:
     try:
         there = tpm.read_public(handle).public.name.hex()
     except HandleNotFoundError:
@@ -147,7 +147,10 @@ def _put_key(tpm: Tpm, handle: int, installation: Installation) -> None:
             handle=handle,
         )
     if installation.key is None:
-        raise IdentityError(f"the device key {where} is gone from the TPM", hint="enroll anew, with --new-identity")
+        raise IdentityError(
+            f"the device key {where} is gone from the TPM",
+            hint=f"give this identity up: {enroll_anew(folder, installation.record)}",
+        )
     key: Tss2Key = parse_tss2_pem(installation.key)
     with tpm.load(key.parent, key.public, key.private, None) as loaded:  # first, lest the old one goes for nothing
         if there is not None:

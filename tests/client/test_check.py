@@ -319,6 +319,6 @@ def test_the_command_line_ends_with_the_tpms_refusal(
     assert said[-2].startswith(
         f"tpm-mtls: error: cannot sign with the key {key.pem}: the key's policy is not satisfied"
     )
-    assert said[-1].startswith(f"tpm-mtls: hint: tpm-mtls policy check --key {key.pem} says")
+    assert said[-1].startswith(f"tpm-mtls: hint: tpm-mtls policy check --tcti {tpm.tcti} --key {key.pem} says")
     assert run([*command, "--relay", "never"]) == 4
     assert run([*command, "--relay", "sometimes"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +22,7 @@ from support.event_logs import (
 )
 from support.noun_command import NounCommand
 from support.policies import Operator, extend, make_policy_key, pcr_policy
+from tpm_mtls.cli import run
 from tpm_mtls.event_log import EventLog, EventType
 from tpm_mtls.identity import IdentityRecord, save_record
 from tpm_mtls.key_algorithm import KeyAlgorithm
@@ -28,6 +30,7 @@ from tpm_mtls.pcr.explain import Cause, explain
 from tpm_mtls.policy.check import PcrDiffers
 from tpm_mtls.policy.counters import not_beyond
 from tpm_mtls.policy.document import encode
+from tpm_mtls.policy.states import encode_state, state_of
 from tpm_mtls.tpm import open_tpm
 
 if TYPE_CHECKING:
@@ -271,6 +274,49 @@ def test_signed_policies_are_compared(machine: Machine, pcr: NounCommand, tmp_pa
         assert [each["pcr"] for each in found["differences"]] == [7]
         assert found["others"] == ["the counter 0x01500100 is not in this TPM"]
     assert "the counter 0x01500100 is not in this TPM\n" in pcr.text("diff", "key.pem", *LOGS, status=4)
+
+
+def test_each_baseline_has_its_way_out(
+    machine: Machine, pcr: NounCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fixed policy has no signer, and a state no TPM that holds it against anybody."""
+    operator = Operator(tmp_path)
+    signed = operator.sign(pcr_policy(), version=4)
+    (tmp_path / "a.signed-policy.json").write_bytes(encode(signed))
+    fixed = make_policy_key(machine.tpm, tmp_path / "fixed.pem", pcr_policy())
+    make_policy_key(machine.tpm, tmp_path / "signed.pem", operator.authorize())
+    state = state_of({"sha256": {7: b"\1" * 32}}, now=datetime(2026, 11, 22, tzinfo=UTC))
+    (tmp_path / "old.json").write_bytes(encode_state(state))
+    (tmp_path / "secret").write_text("secret")
+    seal = ["seal", "--state-dir", "state", "--in", "secret"]
+    assert run([*seal, "--pcr-values", "old.json", "--out", "fixed.sealed"]) == 0
+    assert run([*seal, "--policy-signer", "operator.pem", "--out", "signed.sealed"]) == 0
+    right = "if what has been booted is right"
+    anew = (
+        "tpm-mtls policy record --pcrs sha256:7 --out state.json, tpm-mtls policy sign --signer OPERATOR.key.pem "
+        "--pcr-values state.json --version 5 --out new.signed-policy.json, "
+        "tpm-mtls policy install new.signed-policy.json"
+    )
+    create = (
+        f"boot what it is bound to; {right}, make a new key: tpm-mtls keygen create --pcrs sha256:7 --out new.key.pem"
+    )
+    newest = f"boot the image of the newest policy; {right}, have it signed with a higher version: {anew}"
+    hints = {
+        "old.json": f"{right}, record its state anew: tpm-mtls policy record --out state.json",
+        "fixed.pem": create,
+        f"{fixed.name}.policy.json": create,
+        "signed.pem": f"{newest} --key signed.pem",
+        "a.signed-policy.json": f"{right}, have it signed: {anew}",
+        "fixed.sealed": (
+            f"boot what it was sealed for; {right}, unseal it once more there and seal it here: "
+            "tpm-mtls seal --pcrs sha256:7 --in SECRET --out fixed.sealed.new"
+        ),
+        "signed.sealed": newest,
+    }
+    for what, hint in hints.items():
+        assert run(["pcr", "diff", what, *LOGS]) == 4
+        assert capsys.readouterr().err.splitlines()[-1] == f"tpm-mtls: hint: {hint}", what
+    assert pcr("diff", "old.json", *LOGS, status=4)["same"] is False
 
 
 def test_a_key_without_a_policy_is_told(machine: Machine, pcr: NounCommand) -> None:

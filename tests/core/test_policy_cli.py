@@ -100,7 +100,9 @@ def counter(tpm: SimulatedTpm) -> int | None:
 # --- a fixed policy
 
 
-def test_check_names_the_pcr_that_differs_and_ends_with_4(policy: Command, tpm: SimulatedTpm, tmp_path: Path) -> None:
+def test_check_names_the_pcr_that_differs_and_ends_with_4(
+    policy: Command, tpm: SimulatedTpm, tmp_path: Path, state_dir: Path
+) -> None:
     make_policy_key(tpm, tmp_path / "key.pem", *present_state(tpm).pcrs)
     good = policy("check", "--key", "key.pem")
     assert (good["works"], good["obstacles"], good["needs_authorization"]) == (True, [], False)
@@ -121,7 +123,10 @@ def test_check_names_the_pcr_that_differs_and_ends_with_4(policy: Command, tpm: 
         "recorded": "2026-11-22T03:00:00Z",
     }
     assert f"the TPM would refuse to use key.pem: {words}" in errors
-    assert "make a new key" in errors
+    assert errors.endswith(
+        "tpm-mtls: hint: boot what it is bound to; if what has been booted is right, make a new key: "
+        f"tpm-mtls keygen create --state-dir {state_dir} --pcrs sha256:0,2,7 --out new.key.pem\n"
+    )
     lines = policy("check", "--key", "key.pem", status=4, text=True)[0].splitlines()
     assert lines[1].split() == ["works", "no"]
     assert lines[-1] == f"obstacles            {words}"
@@ -173,13 +178,17 @@ def test_a_fixed_policy_takes_no_signed_ones(policy: Command, tpm: SimulatedTpm,
 
 
 def test_recorded_on_a_device_signed_without_a_tpm(
-    policy: Command, signed_key: str, monkeypatch: pytest.MonkeyPatch
+    policy: Command, signed_key: str, monkeypatch: pytest.MonkeyPatch, state_dir: Path
 ) -> None:
     recorded = policy("record", "--pcrs", "sha256:0,7", "--out", "state.json", "--description", "image 1")
     assert recorded["pcrs"][0]["values"] == {"0": ZEROS, "7": ZEROS}
     output, errors = policy("check", "--key", signed_key, status=4)
     assert "there is no policy signed by" in errors
-    assert "policy record, then policy sign" in errors
+    assert errors.splitlines()[-1] == (
+        "tpm-mtls: hint: if what has been booted is right, have it signed: tpm-mtls policy record --out state.json, "
+        "tpm-mtls policy sign --signer OPERATOR.key.pem --pcr-values state.json --version N --out "
+        f"new.signed-policy.json, tpm-mtls policy install --state-dir {state_dir} new.signed-policy.json --key key.pem"
+    )
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("TPM_MTLS_TCTI", "device:/nowhere")
         out = sign(policy, 1, "--pcr-values", "state.json", "--description", "image 1")
@@ -257,12 +266,71 @@ def test_before_the_update_is_booted_the_running_system_goes_on(
 
     text = policy("install", out, "--key", signed_key, text=True)
 
-    assert "it does not hold for what is running now; after the next boot, install it again" in text
+    assert text.splitlines()[1:] == [
+        "it does not hold for what is running now; after the next boot, install it again to retire older ones"
+    ]
     assert counter(tpm) == 1
     assert policy("check", "--key", signed_key)["version"] == 1
     extend(tpm)  # the update is booted
     assert policy("check", "--key", signed_key)["version"] == 2
-    assert policy("install", out, "--key", signed_key)["counter_advanced"] == 1
+    text = policy("install", out, "--key", signed_key, text=True)
+    assert text.splitlines()[1:] == ["older versions are retired, for good: the counter stands at 2"]
+    assert text.startswith("version 2 installed: ")
+    again = policy("install", out, "--key", signed_key)
+    assert (again["counter_advanced"], again["older_retired"]) == (0, True)
+
+
+def test_an_older_image_is_told_the_ways_out(
+    policy: Command, tpm: SimulatedTpm, signed_key: str, state_dir: Path
+) -> None:
+    """Its policy is retired, and the newest one is for another image: to install that again helps nobody."""
+    sign(policy, 1)
+    extend(tpm)
+    new = sign(policy, 2)
+    policy("install", new, "--key", signed_key)
+    tpm.restart()
+
+    text = policy("install", new, "--key", signed_key, text=True)
+    _, errors = policy("check", "--key", signed_key, status=4)
+
+    assert text.splitlines()[0].startswith("version 2 is installed already: ")
+    assert text.splitlines()[1] == "older versions are retired, for good: the counter stands at 2"
+    assert text.splitlines()[2] == (
+        "it does not hold for what is running now: boot its image, or have this one signed with a higher version: "
+        "tpm-mtls policy sign --version 3"
+    )
+    assert errors.splitlines()[-1] == (
+        "tpm-mtls: hint: boot the image of the newest policy; if what has been booted is right, have it signed with a "
+        "higher version: tpm-mtls policy record --pcrs sha256:0,7 --out state.json, tpm-mtls policy sign "
+        "--signer OPERATOR.key.pem --pcr-values state.json --version 3 --out new.signed-policy.json, "
+        f"tpm-mtls policy install --state-dir {state_dir} new.signed-policy.json --key key.pem"
+    )
+    policy("record", "--pcrs", "sha256:0,7", "--out", "state.json")
+    policy(
+        *("sign", "--signer", "operator.key.pem", "--pcr-values", "state.json", "--version", "3"),
+        *("--out", "new.signed-policy.json"),
+    )
+    policy("install", "new.signed-policy.json", "--key", "key.pem")
+    assert policy("check", "--key", signed_key)["version"] == 3
+
+
+def test_install_says_what_another_file_of_ours_is(policy: Command, signed_key: str, tmp_path: Path) -> None:
+    policy("record", "--pcrs", "sha256:0,7", "--out", "image 42.json")
+    error, hint = policy("install", "image 42.json", "--key", signed_key, status=5).splitlines()
+    assert error == "tpm-mtls: error: image 42.json is a record of PCR values, which nobody has signed yet"
+    assert hint == (
+        "tpm-mtls: hint: sign it first: tpm-mtls policy sign --signer OPERATOR.key.pem --pcr-values 'image 42.json' "
+        "--version N --out new.signed-policy.json; then: tpm-mtls policy install --state-dir "
+        f"{tmp_path / 'state'} new.signed-policy.json"
+    )
+    [own] = tmp_path.glob("000b*.policy.json")
+    error, hint = policy("install", own.name, "--key", signed_key, status=5).splitlines()
+    assert error == f"tpm-mtls: error: {own.name} is a key's own policy, not one that an operator signed"
+    assert hint == (
+        f"tpm-mtls: hint: see what it says: tpm-mtls policy show --state-dir {tmp_path / 'state'} {own.name}"
+    )
+    (tmp_path / "other.json").write_text("[]")
+    assert "other.json is no usable policy" in policy("install", "other.json", "--key", signed_key, status=5)
 
 
 def test_older_ones_can_be_retired_at_once(policy: Command, tpm: SimulatedTpm, signed_key: str) -> None:
@@ -347,6 +415,10 @@ def test_a_policy_in_the_identity_folder_is_found_for_its_key(
     installed = policy("install", out)
     assert installed["policy"].startswith(f"{state_dir}/")
     assert policy("check")["works"]
+    assert policy("show")["name"] == document.name
+    extend(tpm, 7)
+    _, errors = policy("check", status=4)
+    assert errors.endswith(f"tpm-mtls policy install --state-dir {state_dir} new.signed-policy.json\n")
 
 
 def test_a_damaged_signed_policy_is_told_and_hinders_nothing(policy: Command, signed_key: str, tmp_path: Path) -> None:

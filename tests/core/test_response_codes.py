@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tpm_mtls import errors
 from tpm_mtls.relay import relay_tcti
-from tpm_mtls.response_codes import describe, explain, refusal_class, tpm_error
+from tpm_mtls.response_codes import describe, explain, naming_key, refusal_class, tpm_error
 from tpm_mtls_relay import errors as relay
 
 
@@ -134,3 +134,26 @@ def test_what_a_tpm_2_0_may_answer_one_day_is_not_taken_for_a_tpm_1_2s() -> None
     meaning = explain(0x07F).meaning
     assert meaning is not None
     assert meaning.name == "TPM 1.2 response code"
+
+
+OUTDATED = (
+    "boot the image of the newest policy, or have this one signed with a higher version: tpm-mtls policy sign, then "
+    "tpm-mtls policy install FILE; tpm-mtls policy check says what differs from when it was made"
+)
+
+
+@pytest.mark.parametrize("rc", [0x126, 0xBF956])
+def test_an_outdated_policy_leads_to_the_newer_image_or_a_new_signature(rc: int) -> None:
+    """To install the newest one helps nobody who has booted an older image: it is installed already."""
+    error = tpm_error(rc, doing="sign", tcti="device:/dev/tpmrm0")
+    assert isinstance(error, errors.PolicyRefusedError)
+    assert error.hint == OUTDATED
+
+
+def test_hints_about_policies_can_name_a_key() -> None:
+    assert naming_key(OUTDATED, "my key.pem").endswith(
+        "; tpm-mtls policy check --key 'my key.pem' says what differs from when it was made"
+    )
+    missing = tpm_error(0xBF950, doing="sign", tcti="device:/dev/tpmrm0").hint
+    assert missing.endswith("; see tpm-mtls policy show")
+    assert naming_key(missing, "handle:0x81000100").endswith("; see tpm-mtls policy show handle:0x81000100")

@@ -212,7 +212,8 @@ def _explaining(tpm: Tpm, identity: Identity, proof: Proof | None) -> Iterator[N
         why = "; ".join(map(str, obstacles)) or "something changed meanwhile"
         raise PolicyRefusedError(
             f"the policy of the key {identity.key} does not hold: {why}",
-            hint="boot what the key is bound to, or install a policy signed for what runs now: tpm-mtls policy install",
+            hint="boot what the key is bound to, or install a policy signed for what runs now: "
+            "tpm-mtls policy install FILE",
             rc=error.rc,
         ) from error
 

@@ -99,7 +99,7 @@ def diff(
     if not found.same:
         raise PolicyRefusedError(
             f"the PCRs are not as in {found.name}",
-            hint="if what has been booted is right, record its state anew: tpm-mtls policy record",
+            hint=found.remedy,
             rc=_NOT_SATISFIED,
         )
 

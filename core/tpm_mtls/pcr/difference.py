@@ -40,6 +40,7 @@ class Differences:
         others: what else a policy wants that does not hold.
         present: the event log of the present boot.
         path: where that is, or would be.
+        remedy: what to do about it, as a hint.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Differences:
     others: tuple[Obstacle, ...]
     present: PresentLog
     path: Path
+    remedy: str = ""
 
     @property
     def same(self) -> bool:
@@ -99,7 +101,8 @@ def find_differences(
     baseline = _of_log(by_log, tcti) if by_log is not None else read_baseline(what, state_dir, tcti)
     with open_tpm(tcti) as tpm:
         observed = observe(tpm, baseline.policy, baseline.signed)
-    obstacles = judge(baseline.policy, observed, baseline.signed).obstacles
+    verdict = judge(baseline.policy, observed, baseline.signed)
+    obstacles = verdict.obstacles
     return Differences(
         name=baseline.name,
         words=in_words(baseline.policy),
@@ -107,6 +110,7 @@ def find_differences(
         others=tuple(each for each in obstacles if not isinstance(each, PcrDiffers)),
         present=present,
         path=event_log or KERNEL_LOG,
+        remedy=baseline.remedy(verdict),
     )
 
 

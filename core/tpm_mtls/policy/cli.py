@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tpm_mtls.key_reference import KeyReference
-    from tpm_mtls.policy.check import Verdict
     from tpm_mtls.policy.key_policy import KeyPolicy
     from tpm_mtls.policy.states import MachineState
 
@@ -155,6 +154,7 @@ def install(
     from tpm_mtls.policy.document import parse_signed_policy  # noqa: PLC0415 - imports msgspec
     from tpm_mtls.policy.installation import install_policy  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls.policy.key_policy import require_policy  # noqa: PLC0415 - the same
+    from tpm_mtls.policy.show import installed_lines  # noqa: PLC0415 - the same
     from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - the same
 
     signed = parse_signed_policy(read_capped(file), str(file))
@@ -162,23 +162,26 @@ def install(
     document = require_policy(_look_up(key, folders, tcti))
     with open_tpm(tcti, owner_authorization=read_hierarchy_authorization(owner_auth)) as tpm:
         done = install_policy(tpm, folders[0], signed, document, retire_now=retire_now)
-    facts = {"policy": str(done.path), "changed": done.changed, "holds": done.holds, "counter_advanced": done.steps}
-    text = f"version {signed.version} {'installed' if done.changed else 'is installed already'}: {done.path}"
-    if not done.holds:
-        text += "\nit does not hold for what is running now; after the next boot, install it again to retire older ones"
-    answer(facts, text, as_json=as_json)
+    facts = {
+        "policy": str(done.path),
+        "changed": done.changed,
+        "holds": done.holds,
+        "counter_advanced": done.steps,
+        "older_retired": done.older_retired,
+    }
+    answer(facts, installed_lines(done, signed.version), as_json=as_json)
 
 
 @policy.command(epilog="Example: tpm-mtls policy show device.key.pem")
-@click.argument("what", metavar="KEY|FILE")
+@click.argument("what", metavar="[KEY|FILE]", required=False)
 @state_dir_option
 @tcti_option
 @json_option
-def show(*, what: str, state_dir: Path, tcti: str | None, as_json: bool) -> None:
-    """Say what must hold: of a key, or in a policy file."""
+def show(*, what: str | None, state_dir: Path, tcti: str | None, as_json: bool) -> None:
+    """Say what must hold: of a key, by default the identity folder's, or in a policy file."""
     from tpm_mtls.policy.show import describe_file, describe_key, lines  # noqa: PLC0415 - imports tpm2-pytss's types
 
-    if what.endswith(".json"):
+    if what is not None and what.endswith(".json"):
         facts = describe_file(Path(what))
     else:
         key, folders = _key(what, state_dir)
@@ -193,8 +196,8 @@ def show(*, what: str, state_dir: Path, tcti: str | None, as_json: bool) -> None
 @json_option
 def check(*, reference: str | None, state_dir: Path, tcti: str | None, as_json: bool) -> None:
     """Say whether the TPM would use the key now; if not, which PCR differs from when, and exit with 4."""
-    from tpm_mtls.policy.document import PolicyAuthorize  # noqa: PLC0415 - imports msgspec
     from tpm_mtls.policy.key_policy import check_now  # noqa: PLC0415 - imports tpm2-pytss
+    from tpm_mtls.policy.key_remedy import key_remedy  # noqa: PLC0415 - the same
     from tpm_mtls.policy.show import lines, verdict_facts  # noqa: PLC0415 - the same
     from tpm_mtls.tpm import open_tpm  # noqa: PLC0415 - the same
 
@@ -206,16 +209,14 @@ def check(*, reference: str | None, state_dir: Path, tcti: str | None, as_json: 
     facts = verdict_facts(str(key), found, verdict, damaged)
     answer(facts, lines(facts), as_json=as_json)
     if not verdict.holds:
-        raise _refused(str(key), verdict, signed=any(isinstance(each, PolicyAuthorize) for each in policy))
-
-
-def _refused(key: str, verdict: Verdict, *, signed: bool) -> PolicyRefusedError:
-    right = "if what has been booted is right, " + (
-        "have its state signed: tpm-mtls policy record, then policy sign" if signed else "make a new key"
-    )
-    return PolicyRefusedError(
-        f"the TPM would refuse to use {key}: {verdict.obstacles[0]}", hint=right, rc=_NOT_SATISFIED
-    )
+        signed, _ = find_signed_policies(folders)
+        raise PolicyRefusedError(
+            f"the TPM would refuse to use {key}: {verdict.obstacles[0]}",
+            hint=key_remedy(
+                found.public.name, policy, verdict, signed=signed, reference=reference, state_dir=state_dir
+            ),
+            rc=_NOT_SATISFIED,
+        )
 
 
 def _key(reference: str | None, state_dir: Path) -> tuple[KeyReference, list[Path]]:

@@ -10,6 +10,7 @@ TPM 2.0 Library part 1 rev 1.59, 19.7 (enhanced authorization); part 3, 23 (the 
 from __future__ import annotations
 
 import hashlib
+import shlex
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar, Union
 
 import msgspec
@@ -186,8 +187,10 @@ def parse_signed_policy(data: bytes, name: str = "the signed policy") -> SignedP
     Neither digest nor signature are verified: see `tpm_mtls.policy.signing`.
 
     Raises:
-        PolicyError: malformed, oversized, of another format, or with assertions that are not signed for.
+        PolicyError: malformed, oversized, of another format, or with assertions that are not signed for; or it is the
+            record of a state that nobody has signed yet, or a key's own policy.
     """
+    _check_kind(data, name)
     document = _parse(data, SignedPolicy, name)
     check_assertions(document.policy, name, signed=True)
     check_version(document.policy, document.version, name)
@@ -270,6 +273,35 @@ def _parse(data: bytes, structure: type[Document], name: str) -> Document:
             f"{name} has format {document.format}, expected {FORMAT}", hint="use the tpm-mtls that made it"
         )
     return document
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    """Which fields a file has that tell what it is."""
+
+    pcrs: object = None
+    signature: object = None
+    name: object = None
+
+
+def _check_kind(data: bytes, name: str) -> None:
+    """Tells what ``data`` is, where it is another of our files than a signed policy."""
+    try:
+        kind = msgspec.json.decode(data[:LIMIT], type=_Kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return  # `_parse` says it
+    if kind.signature is not None:
+        return
+    if kind.pcrs is not None:
+        raise PolicyError(
+            f"{name} is a record of PCR values, which nobody has signed yet",
+            hint=f"sign it first: tpm-mtls policy sign --signer OPERATOR.key.pem --pcr-values {shlex.quote(name)} "
+            "--version N --out new.signed-policy.json; then: tpm-mtls policy install new.signed-policy.json",
+        )
+    if kind.name is not None:
+        raise PolicyError(
+            f"{name} is a key's own policy, not one that an operator signed",
+            hint=f"see what it says: tpm-mtls policy show {shlex.quote(name)}",
+        )
 
 
 def _damaged(name: str, what: str) -> PolicyError:

@@ -34,12 +34,14 @@ class Installed:
         written: whether it was not there before.
         steps: by how much the counter was advanced.
         holds: whether the policy holds now. The counter is advanced only then.
+        older_retired: whether its counter stands at its version, so that no older one holds any more.
     """
 
     path: Path
     written: bool
     steps: int
     holds: bool
+    older_retired: bool
 
     @property
     def changed(self) -> bool:
@@ -85,7 +87,8 @@ def install_policy(
     if holds or retire_now:
         for index, counter in counters.items():
             steps += _advance(tpm, index, counter or 0, signed.version)
-    return Installed(path, written, steps, holds)
+    retired = bool(counters) and (holds or retire_now or set(counters.values()) == {signed.version})
+    return Installed(path, written, steps, holds, retired)
 
 
 def check_is_for(signed: SignedPolicy, document: PolicyDocument) -> PolicyAuthorize:
@@ -122,7 +125,8 @@ def _check_not_older(signed: SignedPolicy, others: Sequence[FoundPolicy], counte
     if newest > signed.version:
         raise StateError(
             f"version {signed.version} is older than version {newest}, which is installed",
-            hint=f"have it signed as version {newest + 1}",
+            hint=f"boot the image of the newest one, or have this one signed with --version {newest + 1} or more: "
+            "tpm-mtls policy sign",
         )
     for index, counter in counters.items():
         if counter is None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tpm_mtls.policy.check import Obstacle, Verdict
     from tpm_mtls.policy.document import Assertion, SignedPolicy
     from tpm_mtls.policy.files import FoundPolicy
+    from tpm_mtls.policy.installation import Installed
     from tpm_mtls.policy.key_policy import KeyPolicy
 
 
@@ -78,6 +79,23 @@ def lines(facts: Mapping[str, Any]) -> str:
         if name != "assertions"
         for line in _values(value)
     )
+
+
+def installed_lines(done: Installed, version: int) -> str:
+    """What was done with the signed policy of that ``version``, for a person."""
+    found = [f"version {version} {'installed' if done.changed else 'is installed already'}: {done.path}"]
+    if done.older_retired:
+        found.append(f"older versions are retired, for good: the counter stands at {version}")
+    if not done.holds and done.older_retired:
+        found.append(
+            "it does not hold for what is running now: boot its image, or have this one signed with a higher version: "
+            f"tpm-mtls policy sign --version {version + 1}"
+        )
+    elif not done.holds:
+        found.append(
+            "it does not hold for what is running now; after the next boot, install it again to retire older ones"
+        )
+    return "\n".join(found)
 
 
 def _values(value: object) -> list[str]:

@@ -166,5 +166,5 @@ def _unsigned(policy: Sequence[Assertion]) -> PolicyError:
     signers = {each.signer.name for each in policy if isinstance(each, PolicyAuthorize)}
     return PolicyError(
         f"there is no policy signed by {', '.join(sorted(signers)) or 'the operator'}",
-        hint="install the one that is meant for this machine: tpm-mtls policy install",
+        hint="install the one that is meant for this machine: tpm-mtls policy install FILE",
     )

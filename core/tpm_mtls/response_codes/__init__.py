@@ -8,10 +8,9 @@ report these numbers, so this table is the one place that says what they mean. W
 
 from tpm_mtls.response_codes.as_errors import refusal_class, tpm_error
 from tpm_mtls.response_codes.lookup import LAYERS, Explained, Layer, all_names, describe, explain, named
-from tpm_mtls.response_codes.meaning import KEY, Meaning
+from tpm_mtls.response_codes.meaning import Meaning, naming_key
 
 __all__ = [
-    "KEY",
     "LAYERS",
     "Explained",
     "Layer",
@@ -20,6 +19,7 @@ __all__ = [
     "describe",
     "explain",
     "named",
+    "naming_key",
     "refusal_class",
     "tpm_error",
 ]

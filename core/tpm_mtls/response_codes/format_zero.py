@@ -12,7 +12,7 @@ from tpm_mtls.errors import (
     TpmMemoryError,
     TpmVersionError,
 )
-from tpm_mtls.response_codes.meaning import CHECK_POLICY, KEY, Meaning
+from tpm_mtls.response_codes.meaning import CHECK_POLICY, OUTDATED, SHOW_POLICY, Meaning
 
 _OUR_BUG = "see what was sent with tpm-mtls trace, and report it to who wrote the program"
 _NEVER = "report it to the TPM's maker: no command answers it in the specification"
@@ -100,7 +100,7 @@ FORMAT_ZERO = {
             "PolicyCounterTimer: the clock or a restart counter is not what the policy asks for",
             "a policy digest of a size that its hash does not have",
         ),
-        f"install the newest one: tpm-mtls policy install; {CHECK_POLICY}",
+        OUTDATED,
         PolicyRefusedError,
         "Wrong PCR values are another code: 0x99d (TPM_RC_POLICY_FAIL), or 0x1c4 (TPM_RC_VALUE) from PolicyPCR itself.",
     ),
@@ -141,7 +141,7 @@ FORMAT_ZERO = {
             "an NV index without AUTHREAD or AUTHWRITE was used with its own authorization value",
         ),
         "its policy is a file NAME.policy.json beside the key or its certificate, and it needs the relay "
-        f"(--relay auto); see tpm-mtls policy show {KEY}",
+        f"(--relay auto); {SHOW_POLICY}",
         PolicyRefusedError,
     ),
     0x130: Meaning(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from tpm_mtls.errors import PolicyError, TpmRefusedError, TpmUnavailableError
 
-KEY = "--key KEY"
-"""In a hint: to be filled in by who knows the key."""
+CHECK_POLICY = "tpm-mtls policy check says what differs from when it was made"
+SHOW_POLICY = "see tpm-mtls policy show"
+"""In hints; of the identity folder's key, unless `naming_key` says which."""
 
-CHECK_POLICY = f"tpm-mtls policy check {KEY} says what differs from when it was made"
+OUTDATED = (
+    "boot the image of the newest policy, or have this one signed with a higher version: tpm-mtls policy sign, then "
+    f"tpm-mtls policy install FILE; {CHECK_POLICY}"
+)
+"""The hint for a signed policy that a newer one has retired."""
 
 _HIERARCHIES = {"--owner-auth", "--endorsement-auth", "--lockout-auth"}
 
@@ -21,6 +27,14 @@ def give_auth(option: str) -> str:
 
 
 GIVE_AUTH = give_auth("--auth")
+
+
+def naming_key(hint: str, key: object) -> str:
+    """``hint``, which comes from this table, with ``key`` named in its commands about policies."""
+    name = shlex.quote(str(key))
+    hint = hint.replace("tpm-mtls policy check", f"tpm-mtls policy check --key {name}")
+    return hint.replace("tpm-mtls policy show", f"tpm-mtls policy show {name}")
+
 
 Error = type[TpmRefusedError | PolicyError | TpmUnavailableError]
 

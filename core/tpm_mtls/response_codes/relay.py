@@ -13,16 +13,18 @@ from tpm_mtls.errors import (
     TpmMemoryError,
     TpmUnavailableError,
 )
-from tpm_mtls.response_codes.meaning import CHECK_POLICY, KEY, Meaning
+from tpm_mtls.response_codes.meaning import CHECK_POLICY, OUTDATED, SHOW_POLICY, Meaning
 
 _LAYER = 11 << 16 | 0xF840
 
 NO_TPM = _LAYER | 0x102
 """No TPM answers behind the relay, or not in time."""
 
-_SHOW_POLICY = f"see tpm-mtls policy show {KEY}"
-_RESTORE_POLICY = f"restore the file from a backup, or make a new key; {_SHOW_POLICY}"
-_SIGN_POLICY = "let the operator sign one for this state of the machine: tpm-mtls policy sign, then policy install"
+_RESTORE_POLICY = f"restore the file from a backup, or make a new key; {SHOW_POLICY}"
+_SIGN_POLICY = (
+    "let the operator sign one for this state of the machine: tpm-mtls policy record --out FILE, tpm-mtls policy sign, "
+    "then tpm-mtls policy install FILE"
+)
 
 RELAY = {
     _LAYER | 0x101: Meaning(
@@ -68,7 +70,7 @@ RELAY = {
         "POLICY_MISSING",
         "the key has a policy, and its file is missing",
         ("the key's file was copied or moved without it", "the program runs where it may not read it"),
-        f"NAME.policy.json must lie beside the key or its certificate; {_SHOW_POLICY}",
+        f"NAME.policy.json must lie beside the key or its certificate; {SHOW_POLICY}",
         PolicyError,
     ),
     _LAYER | 0x111: Meaning(
@@ -110,8 +112,8 @@ RELAY = {
     _LAYER | 0x116: Meaning(
         "POLICY_OUTDATED",
         "the key's signed policy is older than the newest one that was installed on this machine",
-        ("an old policy was installed again, or the newest one was removed",),
-        f"install the newest one: tpm-mtls policy install; {CHECK_POLICY}",
+        ("an older image was booted than the newest policy's", "the newest policy was removed: install it again"),
+        OUTDATED,
         PolicyRefusedError,
     ),
     _LAYER | 0x117: Meaning(

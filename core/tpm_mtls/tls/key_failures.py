@@ -16,7 +16,7 @@ from tpm_mtls.errors import (
     TpmMtlsError,
     TpmUnavailableError,
 )
-from tpm_mtls.response_codes import KEY, describe, tpm_error
+from tpm_mtls.response_codes import describe, naming_key, tpm_error
 
 if TYPE_CHECKING:
     import ssl
@@ -78,7 +78,7 @@ def signing_error(source: Source, tcti: str, rc: int | None, text: str) -> TpmMt
         return AuthorizationError(
             f"the key {key} needs an authorization value ({describe(rc)})", hint=error.hint, rc=rc
         )
-    error.hint = error.hint.replace(KEY, f"--key {key}")
+    error.hint = naming_key(error.hint, key)
     return error
 
 

@@ -47,8 +47,8 @@ def secret_errors(registers: Registers, doing: str, proof: Proof) -> Iterator[No
         why = "; ".join(map(str, obstacles)) or "something changed meanwhile"
         raise PolicyRefusedError(
             f"cannot {doing}: its policy is not satisfied ({describe(error.rc)}): {why}",
-            hint="boot what it was sealed for, or install a policy signed for what runs now: tpm-mtls policy install; "
-            "what changed: tpm-mtls pcr diff",
+            hint="boot what it was sealed for, or install a policy signed for what runs now: "
+            "tpm-mtls policy install FILE; what changed: tpm-mtls pcr diff",
             rc=error.rc,
         ) from error
     except ForeignKeyError as error:
