@@ -121,10 +121,12 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
     never gets one: neither here nor at the CA.
 
     With --pcrs, --pcr-values or --policy-signer the TPM uses the key only while the machine has booted what was agreed
-    on. What an operator signed must be in the identity folder before.
+    on. What an operator signed must be in the identity folder before. A key that is there already keeps its policy;
+    another one is warned about.
     """
     wish = replace(_wish(place, handle, algorithm), evidence=evidence, copy=not no_mirror, anew=new_identity)
     from tpm_mtls.policy.new_policy import read_wish  # noqa: PLC0415 - the same
+    from tpm_mtls_keygen.first_boot_ignored import ignored_policy, remedy  # noqa: PLC0415 - the same
     from tpm_mtls_keygen.first_boot_run import run  # noqa: PLC0415 - imports tpm2-pytss
     from tpm_mtls_keygen.first_boot_settings import Settings, World  # noqa: PLC0415 - the same
     from tpm_mtls_keygen.patience import Patience  # noqa: PLC0415 - the same
@@ -150,6 +152,13 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
     outcome = _run_soft(settings, world) if no_tpm == "soft" else None
     outcome = outcome or run(settings, world)
     record = outcome.record
+    ignored = ignored_policy(state_dir, record, policy)
+    if ignored is not None:
+        signer = [("--policy-signer", str(policy_signer))] if policy_signer is not None else []
+        others = (("--pcrs", pcrs), ("--policy-ref", policy_ref), ("--counter", counter))
+        given = [(name, value) for name, value in others if value is not None]
+        values = [("--pcr-values", str(path)) for path in pcr_values]
+        _warn(ignored, remedy(state_dir, record, [*signer, *values, *given]))
     verb = "enrolled" if outcome.changed else "already enrolled"
     verb = "identity restored from the TPM: enrolled" if outcome.restored else verb
     notify_status(f"{verb} as {record.device}")
@@ -160,8 +169,15 @@ def first_boot(  # noqa: PLR0913 - one parameter per option
         "is_tpm": record.is_tpm,
         "key": record.key,
         "state_dir": str(state_dir),
+        "ignored": ignored,
     }
     answer(data, f"{verb} as {record.device}", as_json=as_json)
+
+
+def _warn(text: str, hint: str) -> None:
+    """Not only on a terminal: what a script asks for in vain is to be found in its log."""
+    click.echo(f"tpm-mtls: warning: {text}", err=True)
+    click.echo(f"tpm-mtls: hint: {hint}", err=True)
 
 
 def _run_soft(settings: Settings, world: World) -> Outcome | None:

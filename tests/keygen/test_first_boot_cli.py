@@ -49,6 +49,7 @@ def test_it_says_as_whom_it_enrolled_and_the_second_time_that_it_is(
         "is_tpm": True,
         "key": "handle:0x81000100",
         "state_dir": str(bench.folder),
+        "ignored": None,
     }
 
 

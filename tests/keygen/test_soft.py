@@ -123,6 +123,7 @@ def test_without_a_tpm_it_fails_unless_asked_otherwise(soft: SoftBench, capsys: 
         "is_tpm": False,
         "key": "device.key.pem",
         "state_dir": str(soft.folder),
+        "ignored": None,
     }
     soft.assert_whole()
 
