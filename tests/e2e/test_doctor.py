@@ -95,12 +95,15 @@ def test_4_a_tpm_1_2_by_its_own_answer(patient: Patient) -> None:
 def test_5_another_resource_manager_holds_the_raw_device(patient: Patient, tmp_path: Path) -> None:
     machine = FakeMachine(tmp_path / "m")
     program = tmp_path / "tpm2-abrmd"
-    shutil.copy("/bin/sleep", program)
+    shutil.copy("/bin/sh", program)
     raw = machine.dev / "tpm0"
+    command, pipe = [program, "-c", "echo ready; read line"], subprocess.PIPE
     with raw.open("rb") as held:
-        holder = subprocess.Popen([program, "60"], stdin=held)
+        holder = subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=[held.fileno()])
     with holder:
         try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"ready\n"  # Popen returns before the kernel gives it its new name
             found = patient.cause(tcti=f"device:{raw}", places=machine.places)
         finally:
             holder.terminate()
