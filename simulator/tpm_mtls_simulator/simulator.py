@@ -109,7 +109,8 @@ class Simulator:
 
         Args:
             power_cut: without the TPM2_Shutdown that an operating system sends before it switches off. A TPM counts
-                that as a wrong authorization value, if one that counts was used: TPM 2.0 Library part 1 rev 1.59, 19.8.6.
+                that as a wrong authorization value, if one that counts was used: TPM 2.0 Library part 1 rev 1.59,
+                19.8.6.
 
         Raises:
             SimulatorError: it does not end.
