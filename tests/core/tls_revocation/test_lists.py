@@ -19,9 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.certificates import TestCa, now
-from support.clock import Clock
 from support.crls import WEEK, Lists
-from support.revoking import BOTH, NO_LIST, V1_2, assert_refused, connect, make_client
+from support.revoking import BOTH, NO_LIST, assert_refused, connect, make_client
 from tpm_mtls.errors import CredentialError, PemError, StorageError
 from tpm_mtls.files import storage_error
 from tpm_mtls.openssl.crls import read_crls
@@ -32,39 +31,12 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from support.clock import Clock
     from tpm_mtls.identity import Identity
 
 LOGGER = "tpm_mtls.tls.revocation"
 DAY = dt.timedelta(days=1)
 STALE = "the next one was due at 20"
-
-
-@pytest.fixture
-def ca(tmp_path: Path) -> TestCa:
-    return TestCa(tmp_path)
-
-
-@pytest.fixture
-def lists(ca: TestCa) -> Lists:
-    made = Lists(ca)
-    made.publish()
-    return made
-
-
-@pytest.fixture
-def device(ca: TestCa) -> Identity:
-    return ca.software_identity("device")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def server(ca: TestCa, lists: Lists, clock: Clock) -> IdentityContext:
-    identity = ca.software_identity("localhost")
-    return server_context(identity, minimum_version=V1_2, crl=lists.path, clock=clock)
 
 
 def damage_missing(lists: Lists) -> None:
