@@ -8,9 +8,9 @@ import socket
 import ssl
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -94,6 +94,64 @@ def with_pair(ca: DeviceCa, device: Identity) -> Iterator[Callable[..., None]]:
         asyncio.run(run(test, timeouts or TlsTimeouts()))
 
     return start
+
+
+class AtOnce(Executor):
+    """Works in the event loop; ``then`` is called right before somebody is told that his work was done."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = then
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:  # noqa: ANN401 - Executor's
+        done: Future[Any] = Future()
+        try:
+            done.set_result(work(*arguments, **options))
+        except ssl.SSLWantReadError as error:
+            done.set_exception(error)
+        else:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._then)  # a turn later, as a future tells who waits for it
+        return done
+
+
+def test_an_application_is_not_begun_on_a_connection_that_was_aborted_meanwhile(ca: DeviceCa, device: Identity) -> None:
+    """It would be told of the loss before it has done its first step: aiohttp's protocol fails then."""
+
+    async def run() -> None:
+        applications: list[Recorder] = []
+        protocols: list[TlsProtocol] = []
+        gone = asyncio.Event()
+
+        def make_application() -> Recorder:
+            applications.append(Recorder())
+            return applications[-1]
+
+        def abort() -> None:
+            protocols[0].abort()
+
+        def make() -> TlsProtocol:
+            protocols.append(
+                TlsProtocol(
+                    partial(server_context(ca.server()).wrap_bio, server_side=True),
+                    make_application,
+                    workers=AtOnce(abort),
+                    refused=lambda *_: None,
+                    closed=lambda _: gone.set(),
+                    timeouts=TlsTimeouts(),
+                )
+            )
+            return protocols[-1]
+
+        server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        async with server, asyncio.timeout(20):
+            with contextlib.suppress(OSError):
+                port = server.sockets[0].getsockname()[1]
+                (await asyncio.to_thread(tls_socket, port, device_context(device))).close()
+            await gone.wait()
+        assert applications == []
+        assert not protocols[0].open
+
+    asyncio.run(run())
 
 
 def test_much_data_goes_both_ways(with_pair: Callable[..., None]) -> None:

@@ -290,7 +290,7 @@ def test_sigterm_finishes_what_runs_and_closes_what_is_idle(running: BackendProc
         busy.sendall(b"1234}")
         assert busy.recv(4096).endswith(b'{"id":1}')
     assert running.process.wait(20) == 0
-    assert [line["event"] for line in running.log()][-3:] == ["stopping", "request", "stopped"]
+    assert [line["event"] for line in running.log()][-3:] == ["stopping", "request", "stopped"], running.log_text()
     assert all(line.startswith("{") for line in running.log_text().splitlines()), running.log_text()
 
 

@@ -136,6 +136,8 @@ class TlsProtocol(asyncio.Protocol):
             self._refused(self, error)
             self.close(farewell=False)
         else:
+            if self.tcp.is_closing():  # aborted just now: the loss of the connection is to be told next
+                return
             self._application = self._make_application()
             self._application.connection_made(TlsTransport(self))
             self.tcp.resume_reading()
