@@ -187,10 +187,8 @@ def test_up_once_more_replaces_the_server(terminal: Terminal) -> None:
 
 
 def test_a_server_that_does_not_come_up_is_told_at_once_with_its_reason(terminal: Terminal) -> None:
-    began = time.monotonic()
     printed = terminal.page("3", "up server sh -c 'echo no port is free >&2; exit 10'", status=1)
     assert printed.splitlines() == ["server does not run; the last lines of server.log:", "no port is free"]
-    assert time.monotonic() - began < 10
     assert not (terminal.folder / "page-3" / "server.pid").exists()
 
 
