@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from support.certificates import TestCa, now
+from support.mounts import MOUNTS, may_mount
 from tpm_mtls.doctor.findings import Failed
 from tpm_mtls.doctor.identity_report import JOURNAL, Entry, IdentityReport, observe_identity
 from tpm_mtls.doctor.identity_rules import WRITTEN, judge_clock, judge_identity
@@ -260,10 +261,9 @@ for command in (["true"], ["cp", "/dev/zero", folder / "filler"], ["mount", "-o"
 """
 
 
+@pytest.mark.skipif(not may_mount(), reason="needs a mount namespace")
 def test_a_full_disk_and_a_read_only_one_are_seen(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a file system")
-    command = ["unshare", "--mount", sys.executable, "-c", _MOUNTED, str(tmp_path)]
+    command = [*MOUNTS, sys.executable, "-c", _MOUNTED, str(tmp_path)]
     seen = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert seen == ["131072 False", "0 False", "0 True"]
 

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from support.device_ca import DeviceCa
 from support.example_machine import Machine, example_machine
-from support.examples import HTTP_CLIENTS, free_port, may_mount
+from support.examples import HTTP_CLIENTS, free_port
+from support.mounts import may_mount
 from support.nginx import running_nginx
 from tpm_mtls.certificates import load_certificates
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from support.mounts import MOUNTS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -24,8 +26,7 @@ _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 NGINX_FOLDERS = {"http {": "http { access_log off; " + " ".join(f"{each}_temp_path {each};" for each in _TEMPORARY)}
 
 _PATIENCE = 20.0  # seconds until a server listens, and until it has ended
-_MOUNTS = ("unshare", "--map-root-user", "--mount")
-_WITH_SYSTEM_CAS = (*_MOUNTS, "sh", "-c", 'mount --bind "$0" /etc/ssl/certs && exec "$@"')
+_WITH_SYSTEM_CAS = (*MOUNTS, "sh", "-c", 'mount --bind "$0" /etc/ssl/certs && exec "$@"')
 _PROGRAMS = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
@@ -121,11 +122,6 @@ class Examples:
     @staticmethod
     def _interpreter(name: str) -> list[str]:
         return {".py": [sys.executable], ".sh": ["sh"]}[Path(name).suffix]
-
-
-def may_mount() -> bool:
-    """Whether this machine lets a program have mounts of its own."""
-    return subprocess.run([*_MOUNTS, "true"], capture_output=True, check=False).returncode == 0
 
 
 def free_port() -> int:
