@@ -87,7 +87,8 @@ def test_keys_are_encrypted_as_openssl_understands(ca_dir: Path) -> None:
     pem = openssl("pkey", "-in", key, "-passin", "pass:correct horse", "-pubout")
     issuing = openssl("x509", "-in", ca_dir / "issuing.pem", "-noout", "-pubkey")
     assert pem == issuing
-    assert "maybe wrong password" in openssl("pkey", "-in", key, "-passin", "pass:wrong", check=False)
+    # in one case of 256 a wrong key leaves what looks like padding, and openssl says more than "maybe wrong password"
+    assert "Could not read key" in openssl("pkey", "-in", key, "-passin", "pass:wrong", check=False)
 
 
 def test_the_right_passphrase_unlocks(authority: Authority) -> None:
