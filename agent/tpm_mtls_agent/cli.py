@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
@@ -22,29 +22,11 @@ from tpm_mtls.cli_options import (
 from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import PeerUnreachableError, TpmMtlsError
 from tpm_mtls.policy.options import policy_options
-from tpm_mtls.secrets.protocol import DEFAULT_SOCKET, SOCKET_VARIABLE
+from tpm_mtls.secrets.options import socket_option
+from tpm_mtls.secrets.protocol import SOCKET_VARIABLE
 from tpm_mtls_agent.duty_options import DUTY_NAMES, duty_options, read_duties, run_dir_option
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 _file = click.Path(dir_okay=False, path_type=Path)
-
-F = TypeVar("F", bound="Callable[..., Any]")
-
-
-def _socket_option(*, variable: str | None = None) -> Callable[[F], F]:
-    return click.option(
-        "--socket",
-        type=click.Path(path_type=Path, readable=False),
-        default=DEFAULT_SOCKET,
-        envvar=variable,
-        show_default=True,
-        show_envvar=True,
-        metavar="PATH",
-        help="The agent's socket.",
-    )
-
 
 _LOCK = "agent.lock"
 _AUDIT = "agent.audit.jsonl"
@@ -56,7 +38,7 @@ def agent() -> None:
 
 
 @agent.command(epilog="\b\nExample: tpm-mtls agent run --socket /run/tpmd.sock --allow /etc/tpm-mtls/agent.allow.toml")
-@_socket_option()
+@socket_option()
 @state_dir_option
 @click.option(
     "--allow", type=_file, metavar="FILE", help="Who may ask for what; see above.  [default: who knows a name]"
@@ -194,7 +176,7 @@ def check(
 
 
 @agent.command(epilog="Example: tpm-mtls agent status --socket /run/tpmd.sock --json")
-@_socket_option(variable=SOCKET_VARIABLE)
+@socket_option(variable=SOCKET_VARIABLE)
 @state_dir_option
 @run_dir_option
 @json_option

@@ -13,7 +13,8 @@ from tpm_mtls.cli_options import answer, json_option, progress
 from tpm_mtls.command_group import CommandGroup
 from tpm_mtls.errors import UsageError
 from tpm_mtls.secrets.client import TIMEOUT, Client
-from tpm_mtls.secrets.protocol import DEFAULT_SOCKET, SOCKET_VARIABLE, VALUE_LIMIT
+from tpm_mtls.secrets.options import socket_option
+from tpm_mtls.secrets.protocol import SOCKET_VARIABLE, VALUE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,16 +47,7 @@ def _agent_options(function: F) -> F:
             help="Read the name from prompt, file:PATH or credential:NAME: who knows it may get the secret, and "
             "arguments can be seen by all.",
         ),
-        click.option(
-            "--socket",
-            type=click.Path(path_type=Path, readable=False),
-            default=DEFAULT_SOCKET,
-            envvar=SOCKET_VARIABLE,
-            show_default=True,
-            show_envvar=True,
-            metavar="PATH",
-            help="The agent's socket.",
-        ),
+        socket_option(variable=SOCKET_VARIABLE),
         click.option(
             "--timeout",
             type=click.FloatRange(0, _LONGEST_WAIT, min_open=True),
